@@ -1,0 +1,15 @@
+//! The virtual machine of a node.
+
+pub mod addr;
+pub mod entry;
+pub mod frames;
+pub mod hypervisor;
+pub mod machine;
+pub mod paging;
+pub mod probe;
+pub mod ram;
+pub mod regs;
+pub mod table_frames;
+pub mod tables;
+pub use guest_shim::layout as shim_layout;
+pub mod user_cpu;

@@ -1,0 +1,371 @@
+//! A vCPU as a guest thread sees it: ring 3 until an event, whatever ring the event arrived in.
+
+use crate::addr::GuestPhysAddr;
+use crate::entry::{EntryMode, Paging};
+use crate::hypervisor::{Exit, HypervisorError, Interrupter, Ring, Vcpu};
+use crate::machine::Machine;
+use crate::regs::Regs;
+use guest_shim::code;
+use guest_shim::layout::{self, page, port, vcpu};
+use std::sync::Arc;
+
+/// Why a guest thread left ring 3.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UserEvent {
+    /// A system call; the registers are those after `syscall`.
+    SystemCall,
+    /// A fault, at the faulting instruction; or a trap, after it.
+    Exception(Exception),
+    /// Somebody broke in.
+    Interrupted,
+    /// The host could not provide memory that the thread touched.
+    Unbacked,
+    /// The vCPU cannot go on: a bug of the shim or of the hypervisor. A description for the log.
+    Died(String),
+}
+
+/// A fault or trap of a guest thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exception {
+    /// 0..=31
+    pub vector: u8,
+    /// As the processor pushed it; 0 for vectors without one.
+    pub error_code: u64,
+    /// For a page fault the address; else of the last one.
+    pub address: u64,
+}
+
+/// A new value for an entry of a page table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Edit {
+    /// Of the entry.
+    pub entry: GuestPhysAddr,
+    /// What it becomes.
+    pub value: u64,
+}
+
+/// Flags that a program may set for itself; the others are the kernel's.
+const USER_FLAGS: u64 = 0x24_4dd5;
+/// Error code of a page fault: an instruction fetch from ring 3, of an absent page.
+const FETCH_BY_USER: u64 = 0x14;
+/// Flags that are always set: the reserved one, and interrupts enabled, as Linux has it.
+const FIXED_FLAGS: u64 = 0x202;
+
+/// A vCPU that runs guest threads.
+pub struct UserCpu {
+    machine: Arc<Machine>,
+    vcpu: Box<dyn Vcpu>,
+    area: GuestPhysAddr,
+    /// The thread's registers. Valid between runs.
+    regs: Regs,
+    /// RIP of the vCPU itself if it stands behind the trampoline's `out` in ring 0.
+    behind_call: Option<u64>,
+    /// The vCPU is in ring 3.
+    in_user: bool,
+    /// The processor may hold translations of the root that was loaded before, or of another tree
+    /// whose root was in the same frame: the hypervisor sees no change of the register then.
+    stale: bool,
+    /// The vCPU has died: some hypervisors leave nothing of its state then.
+    dead: bool,
+}
+
+impl UserCpu {
+    pub(crate) fn new(machine: Arc<Machine>, vcpu: Box<dyn Vcpu>, area: GuestPhysAddr) -> Self {
+        Self { machine, vcpu, area, regs: Regs::default(), behind_call: None, in_user: false, stale: true, dead: false }
+    }
+
+    /// The thread's registers.
+    pub fn regs(&self) -> &Regs {
+        &self.regs
+    }
+
+    /// The thread's registers, to change.
+    pub fn regs_mut(&mut self) -> &mut Regs {
+        &mut self.regs
+    }
+
+    /// The page-table root that it runs on.
+    pub fn root(&self) -> GuestPhysAddr {
+        self.vcpu.root()
+    }
+
+    /// Sets the page-table root that it runs on next.
+    pub fn set_root(&mut self, root: GuestPhysAddr) {
+        self.vcpu.set_root(root);
+        self.stale = true;
+        // Changing system registers and resuming by `sysretq` do not go together everywhere.
+        self.leave_kernel();
+    }
+
+    /// Bases of FS and GS.
+    pub fn segment_bases(&self) -> (u64, u64) {
+        self.vcpu.segment_bases()
+    }
+
+    /// Sets the bases of FS and GS, addresses of the lower half.
+    pub fn set_segment_bases(&mut self, fs: u64, gs: u64) {
+        self.vcpu.set_segment_bases(fs, gs);
+        self.leave_kernel();
+    }
+
+    /// Extended state, in the standard format of XSAVE.
+    ///
+    /// # Errors
+    /// If the hypervisor fails.
+    pub fn fpu(&self) -> Result<Vec<u8>, HypervisorError> {
+        self.vcpu.fpu()
+    }
+
+    /// Sets the extended state.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses the bytes.
+    pub fn set_fpu(&mut self, state: &[u8]) -> Result<(), HypervisorError> {
+        self.vcpu.set_fpu(state)
+    }
+
+    /// What breaks into [`run`](Self::run).
+    pub fn interrupter(&self) -> Interrupter {
+        self.vcpu.interrupter()
+    }
+
+    /// Runs the thread to its next event.
+    ///
+    /// # Errors
+    /// If the hypervisor fails.
+    pub fn run(&mut self) -> Result<UserEvent, HypervisorError> {
+        let event = self.run_to_event();
+        self.dead |= matches!(event, Err(_) | Ok(UserEvent::Died(_)));
+        event
+    }
+
+    /// Whether it can run no more threads.
+    pub fn is_dead(&self) -> bool {
+        self.dead
+    }
+
+    fn run_to_event(&mut self) -> Result<UserEvent, HypervisorError> {
+        self.regs.rflags = self.regs.rflags & USER_FLAGS | FIXED_FLAGS;
+        if self.regs.rip >= layout::USER_END {
+            // A processor may refuse to enter there at all; the program gets what a jump there gives.
+            let address = self.regs.rip;
+            return Ok(UserEvent::Exception(Exception { vector: 14, error_code: FETCH_BY_USER, address }));
+        }
+        if self.stale && self.machine.paging() == Paging::Nested {
+            self.reload_root()?;
+        }
+        let mut regs = self.regs;
+        match self.behind_call.take() {
+            // `sysretq` takes the address from RCX and the flags from R11.
+            Some(rip) if regs.rcx == regs.rip && regs.r11 == regs.rflags && regs.rip < layout::USER_END => {
+                regs.rip = rip;
+            }
+            _ => self.leave_kernel(),
+        }
+        *self.vcpu.regs_mut() = regs;
+        let root = self.vcpu.root();
+        let exit = self.vcpu.run()?;
+        Ok(match exit {
+            Exit::Port(port::SYSTEM_CALL) => self.on_system_call(),
+            Exit::Port(number) if (port::EXCEPTION..port::EXCEPTION + 32).contains(&number) => {
+                self.on_exception((number - port::EXCEPTION) as u8)
+            }
+            Exit::Port(number) => UserEvent::Died(format!("a write to port {number:#x}")),
+            Exit::Interrupted | Exit::Unbacked => {
+                // In ring 3 at the next instruction, or in the shim between two of them: what was
+                // under way there is done again from the registers that the thread had.
+                self.in_user = self.vcpu.ring() == Ring::User;
+                let event = if self.vcpu.regs().rip >= layout::SHIM_BASE {
+                    self.recover_interrupted()
+                } else if self.in_user {
+                    self.regs = *self.vcpu.regs();
+                    UserEvent::Interrupted
+                } else {
+                    UserEvent::Died(format!("ring 0 at {:#x}", self.vcpu.regs().rip))
+                };
+                match event {
+                    UserEvent::Died(_) => event,
+                    _ if exit == Exit::Unbacked => UserEvent::Unbacked,
+                    UserEvent::Interrupted => event,
+                    _ => {
+                        // It ends the next run instead.
+                        self.vcpu.interrupter().interrupt();
+                        event
+                    }
+                }
+            }
+            // Some hypervisors reset a vCPU that dies, so what is told is what it was entered with.
+            Exit::Died(reason) => UserEvent::Died(format!(
+                "{reason}, entered at {:#x} with a stack at {:#x} on the root {:#x}",
+                regs.rip,
+                regs.rsp,
+                root.raw()
+            )),
+        })
+    }
+
+    fn on_system_call(&mut self) -> UserEvent {
+        let regs = *self.vcpu.regs();
+        self.regs = Regs { rip: regs.rcx, rflags: regs.r11, ..regs };
+        match self.vcpu.ring() {
+            Ring::User => self.in_user = true,
+            Ring::Kernel => {
+                self.in_user = false;
+                self.behind_call = Some(regs.rip);
+            }
+        }
+        UserEvent::SystemCall
+    }
+
+    fn on_exception(&mut self, vector: u8) -> UserEvent {
+        self.in_user = false;
+        let regs = *self.vcpu.regs();
+        let Some(frame) = regs.rsp.checked_sub(layout::SHIM_BASE) else {
+            return UserEvent::Died(format!("exception {vector} with a stack at {:#x}", regs.rsp));
+        };
+        let code_size = if layout::has_error_code(vector) { 8 } else { 0 };
+        let expected = self.area.raw() + vcpu::STACK_TOP - 40 - code_size;
+        if frame != expected {
+            return UserEvent::Died(format!("exception {vector} with a frame at {frame:#x}, not {expected:#x}"));
+        }
+        let ram = self.machine.ram();
+        let word = |offset: u64| ram.load(GuestPhysAddr(frame + offset));
+        let error_code = if code_size == 8 { word(0) } else { 0 };
+        let (rip, cs, rflags, rsp) = (word(code_size), word(code_size + 8), word(code_size + 16), word(code_size + 24));
+        if cs & 3 != 3 {
+            return UserEvent::Died(format!("exception {vector} ({error_code:#x}) in the shim at {rip:#x}"));
+        }
+        self.regs = Regs { rip, rflags, rsp, ..regs };
+        UserEvent::Exception(Exception { vector, error_code, address: self.vcpu.fault_address() })
+    }
+
+    /// Where an interrupt found the vCPU in the shim, takes the thread back to ring 3.
+    fn recover_interrupted(&mut self) -> UserEvent {
+        let regs = *self.vcpu.regs();
+        let offset = regs.rip.wrapping_sub(layout::SHIM_BASE);
+        let trampoline_end = page::TRAMPOLINE + code::trampoline().len() as u64;
+        if (page::TRAMPOLINE..trampoline_end).contains(&offset) {
+            // Before the `out`: the call has not been made, so it is made again. Behind it: the
+            // call is done and `sysretq` is left.
+            let before = offset == page::TRAMPOLINE;
+            let back = if before { 2 } else { 0 };
+            self.in_user = false;
+            self.regs = Regs { rip: regs.rcx.wrapping_sub(back), rflags: regs.r11, ..regs };
+            return UserEvent::Interrupted;
+        }
+        let stubs = page::CODE..page::CODE + 32 * code::STUB_SIZE;
+        if stubs.contains(&offset) && (offset - page::CODE).is_multiple_of(code::STUB_SIZE) {
+            // Before the stub's `out`: all of the exception is there but its exit. It is told now,
+            // since a trap, unlike a fault, would not come again.
+            return self.on_exception(((offset - page::CODE) / code::STUB_SIZE) as u8);
+        }
+        UserEvent::Died(format!("interrupted at {:#x}", regs.rip))
+    }
+
+    /// Makes the vCPU enter ring 3 by its registers at the next run.
+    fn leave_kernel(&mut self) {
+        self.behind_call = None;
+        if !self.in_user {
+            self.vcpu.set_ring(Ring::User);
+            self.in_user = true;
+        }
+    }
+
+    /// Makes these changes to page tables from ring 0 of the guest, where every hypervisor sees them,
+    /// and where the processor walks the tables itself flushes this vCPU's translations.
+    ///
+    /// # Errors
+    /// If the hypervisor fails.
+    pub fn edit_tables(&mut self, edits: &[Edit]) -> Result<(), HypervisorError> {
+        // Where no load of the root is needed each write drops what was derived from the entry, on
+        // all vCPUs. Where it is and tables are shadowed, the load does so.
+        if self.stale && self.machine.paging() == Paging::Nested {
+            self.reload_root()?;
+        }
+        let end = if self.machine.edits_need_reload() { code::edit_reload_end() } else { code::edit_end() };
+        for chunk in edits.chunks(vcpu::MAX_EDITS) {
+            let list = self.area + vcpu::EDITS;
+            for (i, edit) in chunk.iter().enumerate() {
+                self.machine.ram().store(list + i as u64 * 16, layout::DIRECT_MAP + edit.entry.raw());
+                self.machine.ram().store(list + i as u64 * 16 + 8, edit.value);
+            }
+            self.run_shim(end - chunk.len() as u64 * code::EDIT_SIZE, layout::SHIM_BASE + list.raw())?;
+        }
+        Ok(())
+    }
+
+    /// Flushes this vCPU's translations.
+    ///
+    /// # Errors
+    /// If the hypervisor fails.
+    pub fn reload_root(&mut self) -> Result<(), HypervisorError> {
+        // On the boot root, whose tables stay: those of the root that was loaded last may belong to
+        // others by now, and not even the shim is to be reached through what is cached of them.
+        let root = self.vcpu.root();
+        self.vcpu.set_root(GuestPhysAddr(layout::table::BOOT_PML4));
+        let done = self.run_shim(code::reload(), layout::SHIM_BASE + self.area.raw() + vcpu::STACK_TOP);
+        self.vcpu.set_root(root);
+        self.stale = done.is_err();
+        done
+    }
+
+    fn run_shim(&mut self, offset: u64, stack: u64) -> Result<(), HypervisorError> {
+        self.behind_call = None;
+        self.in_user = false;
+        self.vcpu.set_ring(Ring::Kernel);
+        let rip = layout::SHIM_BASE + page::CODE + offset;
+        *self.vcpu.regs_mut() = Regs { rip, rsp: stack, rflags: 2, ..Regs::default() };
+        let interrupter = self.vcpu.interrupter();
+        let mut interrupted = false;
+        let result = loop {
+            match self.vcpu.run()? {
+                Exit::Port(port::EDITED) => break Ok(()),
+                // The run goes on where it stopped; the interrupt is for the thread.
+                Exit::Interrupted => interrupted = true,
+                other => {
+                    let reason = format!("{other:?} in the page-table editor at {:#x}", self.vcpu.regs().rip);
+                    break Err(HypervisorError::Failed {
+                        what: "edit page tables",
+                        source: std::io::Error::other(reason),
+                    });
+                }
+            }
+        };
+        if interrupted {
+            interrupter.interrupt();
+        }
+        self.dead |= result.is_err();
+        result
+    }
+
+    /// Forgets the guest thread that it has run.
+    pub fn reset(&mut self) {
+        self.regs = Regs::default();
+        self.vcpu.set_root(GuestPhysAddr(layout::table::BOOT_PML4));
+        self.stale = true;
+        self.vcpu.set_segment_bases(0, 0);
+        self.leave_kernel();
+        // The next thread's state is set before it runs, so that nothing of this one is left then.
+    }
+
+    /// The mode in which system calls reach this vCPU's shim.
+    pub fn entry_mode(&self) -> EntryMode {
+        self.machine.entry_mode()
+    }
+
+    /// The machine that it belongs to.
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine
+    }
+}
+
+/// Extended state as a new program finds it, in the standard format of XSAVE.
+pub fn initial_fpu() -> Vec<u8> {
+    const CONTROL_WORD: u16 = 0x37f;
+    const MXCSR: u32 = 0x1f80;
+    // The legacy area and a header that says that all components are in their initial state.
+    let mut state = vec![0; 576];
+    state[0..2].copy_from_slice(&CONTROL_WORD.to_le_bytes());
+    state[24..28].copy_from_slice(&MXCSR.to_le_bytes());
+    state
+}

@@ -1,0 +1,342 @@
+//! A machine on the hypervisor that is here, with a few instructions as its guest.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use vmm::addr::{Frame, PAGE_SIZE};
+use vmm::entry::{EntryMode, Paging};
+use vmm::hypervisor::kvm::KvmHypervisor;
+use vmm::machine::{Machine, MachineError};
+use vmm::paging::{NO_EXECUTE, PRESENT, USER, WRITE};
+use vmm::tables::{Changes, PageTables};
+use vmm::user_cpu::{Edit, Exception, UserCpu, UserEvent};
+
+/// `mov %rsi,(%rdi); syscall`, then `mov (%rdi),%rax; syscall`, then a jump to itself.
+const PROGRAM: [u8; 12] = [0x48, 0x89, 0x37, 0x0f, 0x05, 0x48, 0x8b, 0x07, 0x0f, 0x05, 0xeb, 0xfe];
+const CODE: u64 = 0x40_0000;
+const STORE: u64 = CODE;
+const LOAD: u64 = CODE + 5;
+const SPIN: u64 = CODE + 10;
+const DATA: u64 = 0x4000_0000;
+
+fn machine() -> Arc<Machine> {
+    Machine::new(&KvmHypervisor::open().unwrap(), 256 << 20).unwrap()
+}
+
+/// Tables that map the program, and so many pages of data.
+fn tables(machine: &Arc<Machine>, pages: u64) -> (PageTables, Vec<Frame>) {
+    let mut tables = PageTables::new(machine.clone()).unwrap();
+    let code = machine.frames().allocate().unwrap();
+    machine.ram().write(code.address(), &PROGRAM);
+    tables.fill(CODE, &[code.address().raw() | PRESENT | USER]).unwrap();
+    let frames: Vec<_> = (0..pages).map(|_| machine.frames().allocate().unwrap()).collect();
+    let entries: Vec<_> = frames.iter().map(|&frame| data_entry(frame)).collect();
+    assert!(tables.fill(DATA, &entries).unwrap().iter().all(|&written| written));
+    (tables, frames)
+}
+
+fn data_entry(frame: Frame) -> u64 {
+    frame.address().raw() | PRESENT | USER | WRITE | NO_EXECUTE
+}
+
+fn cpu(machine: &Arc<Machine>, tables: &PageTables) -> UserCpu {
+    let mut cpu = machine.create_cpu().unwrap();
+    cpu.set_root(tables.root());
+    cpu
+}
+
+fn at(cpu: &mut UserCpu, rip: u64, rdi: u64, rsi: u64) -> UserEvent {
+    let regs = cpu.regs_mut();
+    (regs.rip, regs.rdi, regs.rsi) = (rip, rdi, rsi);
+    cpu.run().unwrap()
+}
+
+fn load(cpu: &mut UserCpu, address: u64) -> u64 {
+    assert_eq!(at(cpu, LOAD, address, 0), UserEvent::SystemCall);
+    cpu.regs().rax
+}
+
+fn store(cpu: &mut UserCpu, address: u64, value: u64) {
+    assert_eq!(at(cpu, STORE, address, value), UserEvent::SystemCall);
+}
+
+#[test]
+fn the_self_test_tells_what_kind_of_machine_this_is() {
+    let machine = machine();
+    if std::path::Path::new("/sys/module/kvm_pvm").exists() {
+        assert_eq!((machine.entry_mode(), machine.paging()), (EntryMode::Ring3, Paging::Shadow));
+    } else {
+        assert_eq!(machine.entry_mode(), EntryMode::Ring0);
+    }
+}
+
+#[test]
+fn a_size_out_of_range_is_refused() {
+    let hypervisor = KvmHypervisor::open().unwrap();
+    assert!(matches!(Machine::new(&hypervisor, 1 << 20), Err(MachineError::Size)));
+    assert!(matches!(Machine::new(&hypervisor, 1 << 50), Err(MachineError::Size)));
+}
+
+#[test]
+fn a_system_call_leaves_the_registers_as_linux_leaves_them() {
+    let machine = machine();
+    let (tables, frames) = tables(&machine, 1);
+    let mut cpu = cpu(&machine, &tables);
+    store(&mut cpu, DATA, 42);
+    assert_eq!(machine.ram().load(frames[0].address()), 42);
+    assert_eq!((cpu.regs().rip, cpu.regs().rcx), (STORE + 5, STORE + 5));
+    assert_eq!(cpu.regs().r11, cpu.regs().rflags);
+    // And on from there.
+    assert_eq!(cpu.run().unwrap(), UserEvent::SystemCall);
+    assert_eq!(cpu.regs().rax, 42);
+}
+
+#[test]
+fn a_fault_tells_address_and_reason_and_the_instruction_is_done_again() {
+    let machine = machine();
+    let (mut tables, _) = tables(&machine, 1);
+    let mut cpu = cpu(&machine, &tables);
+    let absent = DATA + 7 * PAGE_SIZE + 8;
+    let expected = Exception { vector: 14, error_code: 6, address: absent };
+    assert_eq!(at(&mut cpu, STORE, absent, 7), UserEvent::Exception(expected));
+    assert_eq!(cpu.regs().rip, STORE);
+    let frame = machine.frames().allocate().unwrap();
+    tables.fill(absent & !(PAGE_SIZE - 1), &[data_entry(frame)]).unwrap();
+    assert_eq!(cpu.run().unwrap(), UserEvent::SystemCall);
+    assert_eq!(machine.ram().load(frame.address() + 8), 7);
+}
+
+#[test]
+fn a_jump_out_of_the_user_s_half_is_a_fault() {
+    let machine = machine();
+    let (tables, _) = tables(&machine, 1);
+    let mut cpu = cpu(&machine, &tables);
+    for wild in [0x7fff_c000_1000, 0x8000_0000_0000, u64::MAX - 15] {
+        let event = at(&mut cpu, wild, 0, 0);
+        assert!(matches!(event, UserEvent::Exception(Exception { vector: 14, address, .. }) if address == wild));
+    }
+    assert_eq!(load(&mut cpu, DATA), 0);
+}
+
+#[test]
+fn the_editor_s_changes_are_seen_by_every_vcpu() {
+    let machine = machine();
+    let (tables, frames) = tables(&machine, 200);
+    let (mut editor, mut other) = (cpu(&machine, &tables), cpu(&machine, &tables));
+    for (i, frame) in frames.iter().enumerate() {
+        machine.ram().store(frame.address(), i as u64);
+    }
+    for i in 0..frames.len() as u64 {
+        assert_eq!((load(&mut editor, DATA + i * PAGE_SIZE), load(&mut other, DATA + i * PAGE_SIZE)), (i, i));
+    }
+    // Each page gets its neighbour's frame: more edits than one list holds.
+    let edits: Vec<_> = (0..frames.len())
+        .map(|i| {
+            let leaf = tables.lookup(DATA + i as u64 * PAGE_SIZE).unwrap();
+            Edit { entry: leaf.at, value: data_entry(frames[(i + 1) % frames.len()]) }
+        })
+        .collect();
+    editor.edit_tables(&edits).unwrap();
+    if machine.paging() == Paging::Nested {
+        other.reload_root().unwrap();
+    }
+    for i in 0..frames.len() as u64 {
+        let expected = (i + 1) % frames.len() as u64;
+        let seen = (load(&mut editor, DATA + i * PAGE_SIZE), load(&mut other, DATA + i * PAGE_SIZE));
+        assert_eq!(seen, (expected, expected), "page {i}");
+    }
+}
+
+#[test]
+fn tables_change_and_unmap_as_asked() {
+    let machine = machine();
+    let (mut tables, frames) = tables(&machine, 1024);
+    let mut cpu = cpu(&machine, &tables);
+    for i in 0..1024 {
+        store(&mut cpu, DATA + i * PAGE_SIZE, i);
+    }
+    // A few entries, more than a table's worth of edits, and a whole table with parts of two others.
+    for (start, end) in [(3, 5), (100, 400), (500, 1024)] {
+        let mut changes = Changes::default();
+        let mut visited = 0;
+        tables
+            .update(
+                DATA + start * PAGE_SIZE,
+                DATA + end * PAGE_SIZE,
+                &mut |_, _, large| {
+                    assert!(!large);
+                    visited += 1;
+                    0
+                },
+                &mut changes,
+            )
+            .unwrap();
+        assert_eq!(visited, end - start);
+        changes.apply(&mut cpu, |_| ()).unwrap();
+        for i in start..end {
+            let event = at(&mut cpu, LOAD, DATA + i * PAGE_SIZE, 0);
+            assert!(matches!(event, UserEvent::Exception(Exception { vector: 14, error_code: 4, .. })), "page {i}");
+            // The frame is free for others now.
+            machine.frames().release(frames[i as usize]);
+        }
+    }
+    for i in (0..3).chain(5..100).chain(400..500) {
+        assert_eq!(load(&mut cpu, DATA + i * PAGE_SIZE), i);
+    }
+}
+
+#[test]
+fn a_large_page_is_split_where_a_part_of_it_changes() {
+    let machine = machine();
+    let (mut tables, _) = tables(&machine, 1);
+    let large = 0x6000_0000;
+    let block = machine.frames().allocate_block().unwrap();
+    assert!(tables.fill_large(large, data_entry(block) | vmm::paging::LARGE).unwrap());
+    let mut cpu = cpu(&machine, &tables);
+    for i in 0..512 {
+        store(&mut cpu, large + i * PAGE_SIZE, i + 1);
+    }
+    let mut changes = Changes::default();
+    let page = large + 77 * PAGE_SIZE;
+    tables.update(page, page + PAGE_SIZE, &mut |_, _, _| 0, &mut changes).unwrap();
+    changes.apply(&mut cpu, |_| ()).unwrap();
+    assert!(matches!(at(&mut cpu, LOAD, page, 0), UserEvent::Exception(_)));
+    for i in (0..512).filter(|&i| i != 77) {
+        assert_eq!(load(&mut cpu, large + i * PAGE_SIZE), i + 1);
+    }
+}
+
+#[test]
+fn a_root_in_the_frame_of_an_earlier_one_brings_its_own_translations() {
+    let machine = machine();
+    let mut cpu = machine.create_cpu().unwrap();
+    let mut roots = Vec::new();
+    for number in 1..=20 {
+        let (tables, frames) = tables(&machine, 2);
+        cpu.set_root(tables.root());
+        store(&mut cpu, DATA, number);
+        store(&mut cpu, DATA + PAGE_SIZE, number + 100);
+        assert_eq!(machine.ram().load(frames[0].address()), number);
+        assert_eq!(load(&mut cpu, DATA + PAGE_SIZE), number + 100);
+        roots.push(tables.root());
+        cpu.reset();
+        // The data frames are not given back: the next tables map others.
+        drop(tables);
+    }
+    roots.sort();
+    roots.dedup();
+    eprintln!("{} roots in 20 rounds, {} paging", roots.len(), machine.paging());
+}
+
+#[test]
+fn retired_tables_are_used_again_without_old_translations() {
+    let machine = machine();
+    let mut last = None;
+    for round in 0..40u64 {
+        let (tables, frames) = tables(&machine, 8);
+        let mut cpu = match last.take() {
+            Some(cpu) => cpu,
+            None => machine.create_cpu().unwrap(),
+        };
+        cpu.set_root(tables.root());
+        for i in 0..8 {
+            machine.ram().store(frames[i as usize].address(), round * 8 + i);
+            assert_eq!(load(&mut cpu, DATA + i * PAGE_SIZE), round * 8 + i);
+        }
+        cpu.reset();
+        last = Some(cpu);
+        machine.frames().release_all(&frames);
+        drop(tables);
+        machine.tables().recycle(&machine).unwrap();
+        assert_eq!(machine.tables().retired_count(), 0);
+    }
+}
+
+#[test]
+fn the_dirty_log_names_the_written_pages_and_no_others() {
+    let machine = machine();
+    let (tables, frames) = tables(&machine, 64);
+    let mut cpu = cpu(&machine, &tables);
+    for i in 0..64 {
+        store(&mut cpu, DATA + i * PAGE_SIZE, 1);
+    }
+    machine.vm().start_dirty_log().unwrap();
+    machine.vm().read_dirty_log().unwrap();
+    for i in (0..64).step_by(3) {
+        store(&mut cpu, DATA + i * PAGE_SIZE, 2);
+    }
+    let log = machine.vm().read_dirty_log().unwrap();
+    for (i, frame) in frames.iter().enumerate() {
+        let dirty = log[frame.0 as usize / 64] >> (frame.0 % 64) & 1 == 1;
+        assert_eq!(dirty, i % 3 == 0, "page {i}");
+    }
+    let log = machine.vm().read_dirty_log().unwrap();
+    assert!(frames.iter().all(|frame| log[frame.0 as usize / 64] >> (frame.0 % 64) & 1 == 0));
+    machine.vm().stop_dirty_log().unwrap();
+}
+
+#[test]
+fn no_interrupt_is_lost() {
+    let machine = machine();
+    let (tables, _) = tables(&machine, 1);
+    let mut cpu = cpu(&machine, &tables);
+    // One that comes before the run.
+    let interrupter = cpu.interrupter();
+    interrupter.interrupt();
+    assert_eq!(at(&mut cpu, SPIN, 0, 0), UserEvent::Interrupted);
+    assert_eq!(cpu.regs().rip, SPIN);
+    // Many that come whenever they come.
+    let (done, taken) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let other = std::thread::spawn({
+        let (done, taken) = (done.clone(), taken.clone());
+        move || {
+            for _ in 0..2000 {
+                taken.store(false, Ordering::SeqCst);
+                interrupter.interrupt();
+                let start = Instant::now();
+                while !taken.load(Ordering::SeqCst) {
+                    assert!(start.elapsed() < Duration::from_secs(10), "an interrupt was lost");
+                    std::hint::spin_loop();
+                }
+            }
+            done.store(true, Ordering::SeqCst);
+            interrupter.interrupt();
+        }
+    });
+    while !done.load(Ordering::SeqCst) {
+        match cpu.run().unwrap() {
+            UserEvent::Interrupted => taken.store(true, Ordering::SeqCst),
+            event => panic!("{event:?}"),
+        }
+    }
+    other.join().unwrap();
+}
+
+#[test]
+fn vector_state_is_kept_and_set() {
+    let machine = machine();
+    let (tables, _) = tables(&machine, 1);
+    let mut cpu = cpu(&machine, &tables);
+    cpu.set_fpu(&vmm::user_cpu::initial_fpu()).unwrap();
+    store(&mut cpu, DATA, 1);
+    let mut state = cpu.fpu().unwrap();
+    // XMM3 in the legacy area, and the bit that says that it is there.
+    state[160 + 3 * 16..][..8].copy_from_slice(&0x1234_5678u64.to_le_bytes());
+    state[512] |= 3;
+    cpu.set_fpu(&state).unwrap();
+    store(&mut cpu, DATA, 2);
+    assert_eq!(cpu.fpu().unwrap()[160 + 3 * 16..][..8], 0x1234_5678u64.to_le_bytes());
+}
+
+#[test]
+fn the_costs_of_the_hypervisor_are_measured() {
+    let hypervisor = KvmHypervisor::open().unwrap();
+    let costs = vmm::probe::measure(&hypervisor).unwrap();
+    eprintln!("{costs:?}");
+    let parts = [costs.create_vm, costs.create_vcpu, costs.exit, costs.fault, costs.edit, costs.forget];
+    assert!(parts.iter().all(|cost| !cost.is_zero()), "{costs:?}");
+    // An exit is a world switch and no more: thousands fit into what a person notices.
+    assert!(costs.exit.as_millis() < 10, "{costs:?}");
+    assert_eq!(costs.modes, machine().modes());
+    assert!(!vmm::probe::bare_exit(&hypervisor).unwrap().is_zero());
+}
