@@ -1,0 +1,241 @@
+//! The node's end of a call connection.
+
+use crate::calls::marshal;
+use crate::usermem::UserMemory;
+use crate::wire::call::{MAX_PAYLOAD, MAX_SIGNALS, ReplyHeader, RequestHeader, SIGINFO_SIZE, kind};
+use crate::wire::control::SigInfo;
+use crate::wire::frame::{self, MAX_DESCRIPTORS};
+use crate::wire::op::Op;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, send};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+/// Bytes of the buffer that a reply is read into; longer ones get more for themselves.
+const INPUT: usize = 16 << 10;
+/// A buffer that is longer than this is given back after the request or reply that needed it.
+const KEEP: usize = 4 << 20;
+
+/// Why a call connection cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// The deputy closed it.
+    #[error("the deputy closed the connection")]
+    Closed,
+    /// It failed.
+    #[error("the connection to the deputy failed")]
+    Io(#[source] io::Error),
+    /// The deputy sent what is not a reply to the request.
+    #[error("the deputy sent a reply that cannot be right")]
+    Malformed,
+    /// A request is under way, or none is.
+    #[error("a reply was asked for at the wrong time")]
+    OutOfTurn,
+}
+
+/// Why a call could not be begun.
+#[derive(Debug, thiserror::Error)]
+pub enum BeginError {
+    /// The connection cannot be used.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// Nothing was sent: the guest's call fails with this.
+    #[error("the call cannot be forwarded: {0}")]
+    Errno(Errno),
+}
+
+/// What a forwarded call gave.
+#[derive(Debug)]
+pub struct CallReply {
+    /// What the guest's call returns, `-errno` for a failure.
+    pub ret: i64,
+    /// Signals that the guest must see before the call returns.
+    pub signals: Vec<SigInfo>,
+}
+
+/// What an operation gave.
+#[derive(Debug)]
+pub struct OpReply {
+    /// The result, `-errno` for a failure.
+    pub ret: i64,
+    /// As [`Op`] says.
+    pub payload: Vec<u8>,
+    /// As [`Op`] says; close-on-exec.
+    pub descriptors: Vec<OwnedFd>,
+    /// Signals that the guest must see before the call returns.
+    pub signals: Vec<SigInfo>,
+}
+
+/// One call connection, for one guest thread: one request at a time.
+#[derive(Debug)]
+pub struct CallChannel {
+    stream: UnixStream,
+    output: Vec<u8>,
+    input: Vec<u8>,
+    seq: u32,
+    /// The call whose reply is awaited.
+    pending: Option<(u32, [u64; 6])>,
+}
+
+impl From<io::Error> for ChannelError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => Self::Closed,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+impl CallChannel {
+    /// Takes over the node's end of a call connection.
+    pub fn new(stream: UnixStream) -> Self {
+        Self { stream, output: Vec::new(), input: vec![0; INPUT], seq: 0, pending: None }
+    }
+
+    /// The number that the next request will have.
+    pub fn next_seq(&self) -> u32 {
+        self.seq.wrapping_add(1)
+    }
+
+    /// Sends a system call and gives the number of its request, for a cancellation. `blocked` is of
+    /// [`crate::wire::call::blocked`].
+    ///
+    /// # Errors
+    /// [`BeginError::Errno`] if the call fails without being sent.
+    pub fn begin_call(
+        &mut self,
+        nr: u32,
+        args: &[u64; 6],
+        blocked: u32,
+        memory: &dyn UserMemory,
+    ) -> Result<u32, BeginError> {
+        if self.pending.is_some() {
+            return Err(ChannelError::OutOfTurn.into());
+        }
+        self.output.clear();
+        self.output.resize(RequestHeader::SIZE, 0);
+        let sent = marshal::encode(nr, args, memory, &mut self.output).map_err(BeginError::Errno)?;
+        let seq = self.send(kind::CALL, nr, blocked, sent)?;
+        self.pending = Some((nr, *args));
+        Ok(seq)
+    }
+
+    /// Waits for the reply to the call that was begun, and writes its buffers to the guest's memory.
+    ///
+    /// # Errors
+    /// [`ChannelError::Closed`] if the deputy is gone, and the others as they say.
+    pub fn finish_call(&mut self, memory: &dyn UserMemory) -> Result<CallReply, ChannelError> {
+        let (nr, args) = self.pending.take().ok_or(ChannelError::OutOfTurn)?;
+        let header = self.receive(None)?;
+        let payload = &self.input[ReplyHeader::SIZE..][..header.length as usize];
+        let ret = marshal::decode(nr, &args, header.ret, payload, memory).unwrap_or_else(|errno| -(errno as i64));
+        Ok(CallReply { ret, signals: self.signals(&header) })
+    }
+
+    /// Performs an operation.
+    ///
+    /// # Errors
+    /// As [`finish_call`](Self::finish_call).
+    pub fn op(&mut self, op: &Op) -> Result<OpReply, ChannelError> {
+        self.post(op)?;
+        let mut descriptors = Vec::new();
+        let header = self.receive(Some(&mut descriptors))?;
+        let payload = self.input[ReplyHeader::SIZE..][..header.length as usize].to_vec();
+        Ok(OpReply { ret: header.ret, payload, descriptors, signals: self.signals(&header) })
+    }
+
+    /// Sends an operation that has no reply.
+    ///
+    /// # Errors
+    /// If the connection cannot be used.
+    pub fn post(&mut self, op: &Op) -> Result<(), ChannelError> {
+        if self.pending.is_some() {
+            return Err(ChannelError::OutOfTurn);
+        }
+        let mut output = std::mem::take(&mut self.output);
+        output.clear();
+        output.resize(RequestHeader::SIZE, 0);
+        // It fails only for what cannot be encoded, and an operation can.
+        self.output = postcard::to_extend(op, output).map_err(|_| ChannelError::Malformed)?;
+        if self.output.len() - RequestHeader::SIZE > MAX_PAYLOAD {
+            return Err(ChannelError::Malformed);
+        }
+        self.send(kind::OP, 0, 0, [0; 6]).map(drop)
+    }
+
+    /// Writes the request that `output` holds behind the room for its header.
+    fn send(&mut self, kind: u32, nr: u32, blocked: u32, args: [u64; 6]) -> Result<u32, ChannelError> {
+        self.seq = self.seq.wrapping_add(1);
+        let length = (self.output.len() - RequestHeader::SIZE) as u32;
+        let header = RequestHeader { kind, seq: self.seq, length, nr, blocked, reserved: 0, args };
+        self.output[..RequestHeader::SIZE].copy_from_slice(&header.encode());
+        let mut rest = &self.output[..];
+        while !rest.is_empty() {
+            match send(self.stream.as_raw_fd(), rest, MsgFlags::MSG_NOSIGNAL) {
+                Ok(sent) => rest = &rest[sent..],
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(io::Error::from(errno).into()),
+            }
+        }
+        if self.output.capacity() > KEEP {
+            self.output = Vec::new();
+        }
+        Ok(self.seq)
+    }
+
+    /// Reads a reply into `input`: its header, payload and signals.
+    fn receive(&mut self, mut descriptors: Option<&mut Vec<OwnedFd>>) -> Result<ReplyHeader, ChannelError> {
+        if self.input.len() > KEEP {
+            self.input.truncate(INPUT);
+            self.input.shrink_to_fit();
+        }
+        let mut got = 0;
+        let mut wanted = ReplyHeader::SIZE;
+        let mut header = None;
+        loop {
+            while got < wanted {
+                let room = &mut self.input[got..];
+                let more = match &mut descriptors {
+                    Some(descriptors) => frame::receive_with_descriptors(&self.stream, room, descriptors)?,
+                    None => match self.stream.read(room) {
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                        more => more?,
+                    },
+                };
+                if more == 0 {
+                    return Err(ChannelError::Closed);
+                }
+                got += more;
+            }
+            if let Some(header) = header {
+                // Nothing may follow: one request, one reply.
+                let clean = got == wanted && descriptors.is_none_or(|passed| passed.len() <= MAX_DESCRIPTORS);
+                return if clean { Ok(header) } else { Err(ChannelError::Malformed) };
+            }
+            let bytes = self.input.first_chunk().ok_or(ChannelError::Malformed)?;
+            let read = ReplyHeader::decode(bytes);
+            if read.seq != self.seq || read.length as usize > MAX_PAYLOAD || read.signals > MAX_SIGNALS {
+                return Err(ChannelError::Malformed);
+            }
+            wanted += read.length as usize + read.signals as usize * SIGINFO_SIZE;
+            if wanted > self.input.len() {
+                self.input.resize(wanted, 0);
+            }
+            header = Some(read);
+        }
+    }
+
+    /// The signals behind the payload.
+    fn signals(&self, header: &ReplyHeader) -> Vec<SigInfo> {
+        let from = ReplyHeader::SIZE + header.length as usize;
+        let bytes = self.input[from..].chunks_exact(SIGINFO_SIZE).take(header.signals as usize);
+        bytes.filter_map(|info| info.try_into().ok().map(SigInfo)).collect()
+    }
+}
+
+impl AsFd for CallChannel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}

@@ -1,0 +1,92 @@
+//! The ends of a deputy: the guest's own, and that of its node.
+
+use super::control::write;
+use super::threads::lock;
+use super::{kernel, signals};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Exit status of a deputy whose node is gone.
+pub const LOST_STATUS: i32 = 123;
+
+/// How long an order to exit that came before the end of a connection may take to be carried out.
+const GRACE: Duration = Duration::from_millis(300);
+
+/// The program's name and its node's, for messages.
+pub(super) static NAMES: Mutex<(Vec<u8>, String)> = Mutex::new((Vec::new(), String::new()));
+
+static LOST: AtomicBool = AtomicBool::new(false);
+
+/// The node is gone: says so and exits. The process may be told to exit on one connection while
+/// another is closed already, and then that is what it does.
+pub(super) fn lost() -> ! {
+    std::thread::sleep(GRACE);
+    if LOST.swap(true, Ordering::SeqCst) {
+        loop {
+            // Another thread is about to end the process.
+            std::thread::sleep(GRACE);
+        }
+    }
+    let pid = std::process::id();
+    let message = match NAMES.try_lock() {
+        Ok(names) => {
+            let program = String::from_utf8_lossy(&names.0);
+            format!("mosrun: {program} ({pid}): the node {} that ran it is gone\n", names.1)
+        }
+        Err(_) => format!("mosrun: ({pid}): the node that ran it is gone\n"),
+    };
+    write(libc::STDERR_FILENO, message.as_bytes());
+    exit(LOST_STATUS)
+}
+
+/// Ends the process with this status.
+pub(super) fn exit(status: i32) -> ! {
+    // SAFETY: it does not return, and nothing in this process needs to be finished.
+    unsafe { libc::_exit(status) }
+}
+
+/// The program could not be started: says so and ends.
+pub(super) fn refuse(status: i32, message: &str) -> ! {
+    write(libc::STDERR_FILENO, format!("mosrun: {message}\n").as_bytes());
+    exit(status)
+}
+
+/// Signals whose default does not end a process.
+const HARMLESS: [i32; 8] = [
+    libc::SIGSTOP,
+    libc::SIGTSTP,
+    libc::SIGTTIN,
+    libc::SIGTTOU,
+    libc::SIGCHLD,
+    libc::SIGCONT,
+    libc::SIGURG,
+    libc::SIGWINCH,
+];
+
+/// Ends the process by a signal, so that its parent sees a death by it; or, if the signal does not end
+/// a process, with the status by which shells tell of such a death.
+pub(super) fn die(signal: u32) -> ! {
+    let number = if (1..=64).contains(&signal) { signal as i32 } else { libc::SIGKILL };
+    if HARMLESS.contains(&number) {
+        exit(128 + number);
+    }
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // The core would be the deputy's, not the program's.
+    // SAFETY: the kernel reads one `rlimit`; the other call has no pointers.
+    unsafe {
+        libc::setrlimit(libc::RLIMIT_CORE, &none);
+        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
+    }
+    signals::restore_default(number);
+    // To this thread: one to the process could be taken by the control thread.
+    kernel::signal_thread(kernel::gettid(), number);
+    signals::set_mask(!signals::bit(number));
+    // The first process of a PID namespace does not die of its own signals.
+    exit(128 + number)
+}
+
+/// Notes the program's name.
+pub(super) fn note_program(name: &[u8]) {
+    lock(&NAMES).0 = name.to_vec();
+}

@@ -1,0 +1,93 @@
+//! The deputy: the process at home that stands for a guest process.
+//!
+//! Its first thread serves the first call connection and every further thread one of its own; the
+//! control thread relays signals and breaks off calls. Requests are executed as they come
+//! (`execute`); what is not a system call is in `ops`.
+
+mod buffer;
+mod command_line;
+mod control;
+mod descriptors;
+mod end;
+mod execute;
+mod files;
+mod kernel;
+mod listing;
+mod messages;
+mod ops;
+mod serve;
+mod signals;
+mod standard;
+mod threads;
+
+pub use end::LOST_STATUS;
+pub use signals::inherited_signals;
+
+use crate::wire::control::{Attach, NodeRequest};
+use crate::wire::frame::{self, FrameError};
+use descriptors::Own;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
+
+/// What a deputy starts from.
+#[derive(Debug)]
+pub struct Setup {
+    /// Connected to the node's socket; becomes the control connection.
+    pub node: UnixStream,
+    /// The name that messages to the user speak of.
+    pub node_name: String,
+    /// The process to run. `ignored_signals` and `blocked_signals` are from [`inherited_signals`].
+    pub attach: Attach,
+    /// Where trace lines go.
+    pub trace: Option<OwnedFd>,
+}
+
+/// Why a deputy could not start; once it has started it exits as the guest process does.
+#[derive(Debug, thiserror::Error)]
+pub enum DeputyError {
+    /// Descriptors, signals or threads are short.
+    #[error("this process cannot become a deputy")]
+    Prepare(#[source] io::Error),
+    /// The node did not take the request.
+    #[error("the node cannot be told what to run")]
+    Attach(#[source] FrameError),
+}
+
+/// Makes this process the deputy of a new guest process. Returns only if it could not start.
+///
+/// The calling thread must be the process's only one. It ends with the guest's exit status or signal,
+/// or with [`LOST_STATUS`] if the node is gone.
+pub fn run(setup: Setup) -> DeputyError {
+    match start(setup) {
+        Ok(server) => {
+            server.serve();
+            // The first thread of a process is never told to end alone.
+            end::lost()
+        }
+        Err(error) => error,
+    }
+}
+
+fn start(setup: Setup) -> Result<serve::Server, DeputyError> {
+    let Setup { node, node_name, attach, trace } = setup;
+    *threads::lock(&end::NAMES) = (attach.argv.first().unwrap_or(&attach.program).clone(), node_name);
+    let making = threads::lock(&descriptors::MAKING);
+    signals::start(attach.ignored_signals).map_err(DeputyError::Prepare)?;
+    let (call, nodes) = descriptors::socketpair().map_err(DeputyError::Prepare)?;
+    let blocked = signals::stops_in(attach.blocked_signals);
+    let request = NodeRequest::Attach(Box::new(attach));
+    frame::send(&node, &request, &[nodes.as_raw_fd()]).map_err(DeputyError::Attach)?;
+    drop((nodes, request));
+    if let Some(trace) = trace {
+        control::TRACE.store(Own::new(trace).map_err(DeputyError::Prepare)?.leak(), Ordering::Relaxed);
+    }
+    let node = Own::new(node.into()).map_err(DeputyError::Prepare)?;
+    drop(making);
+    let server = serve::Server::new(call, blocked).map_err(DeputyError::Prepare)?;
+    control::start(node).map_err(DeputyError::Prepare)?;
+    // Last, when every descriptor of the deputy's own has its place: the numbers are the guest's.
+    standard::close_again();
+    Ok(server)
+}

@@ -1,0 +1,118 @@
+//! Operations that are no system call of their own.
+
+use super::descriptors::{self, Own};
+use super::serve::{Next, Server};
+use super::threads::{THREADS, lock};
+use super::{command_line, control, end, files, kernel, signals};
+use crate::wire::op::Op;
+use nix::errno::Errno;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::mpsc;
+
+fn failed(error: &io::Error) -> Next {
+    number(-i64::from(error.raw_os_error().unwrap_or(libc::EIO)))
+}
+
+fn number(ret: i64) -> Next {
+    Next::Pass(ret, Vec::new(), Vec::new())
+}
+
+/// Hands over a file, which is the deputy's own until then. The opening runs with the lock held that
+/// keeps it out of children.
+fn file<T: serde::Serialize>(open: impl FnOnce() -> Result<(T, OwnedFd), Errno>) -> Next {
+    let _making = lock(&descriptors::MAKING);
+    match open() {
+        Ok((about, file)) => match (postcard::to_stdvec(&about), Own::new(file)) {
+            (Ok(payload), Ok(file)) => Next::Pass(0, payload, vec![file]),
+            (_, Err(error)) => failed(&error),
+            (Err(_), _) => number(-i64::from(libc::EIO)),
+        },
+        Err(errno) => number(-(errno as i64)),
+    }
+}
+
+/// Performs an operation for the thread `tid`, which is the calling one and blocks these stops.
+pub(super) fn perform(op: Op, tid: i32, guest_blocks: u32) -> Next {
+    match op {
+        Op::NewThread => new_thread(guest_blocks).unwrap_or_else(|error| failed(&error)),
+        Op::Fork => fork().unwrap_or_else(|error| failed(&error)),
+        Op::OpenProgram { dirfd, path, flags } => file(|| files::open_program(dirfd, &path, flags)),
+        Op::CommitExec { name, argv } => {
+            files::close_on_exec();
+            signals::forget_handlers();
+            command_line::set_name(&name);
+            command_line::set_arguments(&argv);
+            end::note_program(argv.first().unwrap_or(&name));
+            number(0)
+        }
+        // The leader stays to serve its connection.
+        Op::EndThread if tid == std::process::id() as i32 => Next::Nothing,
+        Op::EndThread => Next::End,
+        Op::Exit { status } => end::exit(status),
+        Op::DieBySignal { signal } => end::die(signal),
+        Op::MapFile { fd, write } => file(|| files::map_file(fd, write)),
+        Op::SetDisposition { signal, disposition } => number(signals::set_disposition(signal, disposition)),
+        Op::MemoryFile { name, content, close_on_exec } => number(
+            files::memory_file(name, &content, close_on_exec).map_or_else(|errno| -(errno as i64), descriptors::give),
+        ),
+        Op::ReadFile { path, limit } => match files::read_file(path, limit) {
+            Ok(content) => Next::Pass(0, content, Vec::new()),
+            Err(errno) => number(-(errno as i64)),
+        },
+        Op::Refuse { status, message } => end::refuse(status, &message),
+    }
+}
+
+/// Starts a thread; as its guest thread does, it starts with the mask of the calling one.
+fn new_thread(guest_blocks: u32) -> io::Result<Next> {
+    let making = lock(&descriptors::MAKING);
+    let (ours, nodes) = descriptors::socketpair()?;
+    drop(making);
+    let (started, starts) = mpsc::sync_channel(1);
+    std::thread::Builder::new().stack_size(control::STACK).spawn(move || match Server::new(ours, guest_blocks) {
+        Ok(server) => {
+            // The receiver waits for it.
+            let _ = started.send(Some(kernel::gettid()));
+            server.serve();
+        }
+        Err(_) => drop(started.send(None)),
+    })?;
+    match starts.recv() {
+        Ok(Some(tid)) => Ok(Next::Pass(tid.into(), Vec::new(), vec![nodes])),
+        _ => Err(io::ErrorKind::OutOfMemory.into()),
+    }
+}
+
+/// Forks the process. In the child the calling thread is the only one; the locks that other threads
+/// could hold are held by it, so that they are free there.
+fn fork() -> io::Result<Next> {
+    let making = lock(&descriptors::MAKING);
+    let relay = lock(&signals::RELAY);
+    let mut threads = lock(&THREADS);
+    let names = lock(&end::NAMES);
+    let (control, nodes_control) = descriptors::socketpair()?;
+    let (call, nodes_call) = descriptors::socketpair()?;
+    let closing = lock(&descriptors::CLOSING);
+    // SAFETY: the C library keeps its own locks sane over a fork, and the child goes on with what
+    // this thread holds alone.
+    let pid = unsafe { libc::fork() };
+    drop(closing);
+    let pid = Errno::result(pid)?;
+    if pid != 0 {
+        return Ok(Next::Pass(pid.into(), Vec::new(), vec![nodes_control, nodes_call]));
+    }
+    threads.clear();
+    drop((names, threads, relay));
+    nodes_control.leak();
+    nodes_call.leak();
+    let mut keep = control::kept();
+    keep.extend([control.as_raw_fd(), call.as_raw_fd()]);
+    descriptors::close_all_but(&keep);
+    let started = signals::open().and_then(|()| control::start(control));
+    drop(making);
+    if started.is_err() {
+        end::lost();
+    }
+    Ok(Next::Become(call))
+}

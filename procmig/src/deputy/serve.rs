@@ -1,0 +1,249 @@
+//! Serving a call connection: read a request, do it, write the reply.
+
+use super::buffer::ReplyBuffer;
+use super::descriptors::Own;
+use super::threads::{Thread, lock};
+use super::{end, execute, kernel, ops, signals};
+use crate::calls;
+use crate::wire::call::{MAX_PAYLOAD, MAX_SIGNALS, ReplyHeader, RequestHeader, SIGINFO_SIZE, kind};
+use crate::wire::control::SigInfo;
+use crate::wire::frame;
+use crate::wire::op::Op;
+use nix::errno::Errno;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+/// Bytes of the buffer that requests are read into; longer ones get more for themselves.
+const INPUT: usize = 16 << 10;
+
+/// What a longer request needed is given back after it if it is more than this.
+const KEEP: usize = 4 << 20;
+
+/// A thread of the deputy and its call connection.
+#[derive(Debug)]
+pub(super) struct Server {
+    connection: Own,
+    thread: Arc<Thread>,
+    input: Vec<u8>,
+    /// What has been read and not been served is `input[start..end]`.
+    start: usize,
+    end: usize,
+    reply: ReplyBuffer,
+    mask: u64,
+    guest_blocks: u32,
+}
+
+/// What an operation leaves to be done.
+pub(super) enum Next {
+    /// Send this result and payload, with these descriptors, which are closed then.
+    Pass(i64, Vec<u8>, Vec<Own>),
+    /// There is no reply.
+    Nothing,
+    /// There is no reply, and the thread ends.
+    End,
+    /// This is now the only thread of a child, which serves this connection.
+    Become(Own),
+}
+
+impl Server {
+    /// For the calling thread, whose guest thread blocks these stops (bits of
+    /// [`blocked`](crate::wire::call::blocked)) until a request says otherwise.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub(super) fn new(connection: Own, guest_blocks: u32) -> io::Result<Self> {
+        Ok(Self {
+            connection,
+            thread: Thread::register(),
+            input: vec![0; INPUT],
+            start: 0,
+            end: 0,
+            reply: ReplyBuffer::new()?,
+            mask: 0,
+            guest_blocks,
+        })
+    }
+
+    /// Serves until the thread shall end.
+    pub(super) fn serve(mut self) {
+        loop {
+            self.apply_mask();
+            let Some(header) = self.receive() else { end::lost() };
+            if !self.answer(&header) {
+                break;
+            }
+        }
+        self.thread.unregister();
+    }
+
+    /// Blocks what the guest's dispositions and mask ask for now.
+    fn apply_mask(&mut self) {
+        let mask = signals::thread_mask(self.guest_blocks);
+        if mask != self.mask {
+            signals::set_mask(mask);
+            self.mask = mask;
+        }
+    }
+
+    /// The next request's header, its payload at `start`; `None` if the node is gone or talks nonsense.
+    fn receive(&mut self) -> Option<RequestHeader> {
+        if self.input.len() > KEEP && self.start == self.end {
+            self.input = vec![0; INPUT];
+        }
+        self.fill(RequestHeader::SIZE)?;
+        let bytes = self.input[self.start..].first_chunk()?;
+        let header = RequestHeader::decode(bytes);
+        self.start += RequestHeader::SIZE;
+        if header.length as usize > MAX_PAYLOAD {
+            return None;
+        }
+        self.fill(header.length as usize)?;
+        Some(header)
+    }
+
+    /// Reads until `wanted` bytes are there.
+    fn fill(&mut self, wanted: usize) -> Option<()> {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+        if self.start + wanted > self.input.len() {
+            self.input.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+            if wanted > self.input.len() {
+                self.input.resize(wanted, 0);
+            }
+        }
+        while self.end - self.start < wanted {
+            let room = &mut self.input[self.end..];
+            let args = [self.connection.as_raw_fd() as u64, room.as_mut_ptr() as u64, room.len() as u64, 0, 0, 0];
+            // SAFETY: the kernel writes at most `room.len()` bytes to `room`.
+            let got = unsafe { kernel::call(libc::SYS_read as u32, args) };
+            match kernel::errno(got) {
+                Some(Errno::EINTR) => self.apply_mask(),
+                Some(_) => return None,
+                None if got == 0 => return None,
+                None => self.end += got as usize,
+            }
+        }
+        Some(())
+    }
+
+    /// Does what a request asks for; whether to go on.
+    fn answer(&mut self, header: &RequestHeader) -> bool {
+        let payload = self.start..self.start + header.length as usize;
+        self.start = payload.end;
+        if header.blocked != self.guest_blocks {
+            self.guest_blocks = header.blocked;
+            self.apply_mask();
+        }
+        match header.kind {
+            kind::CALL => {
+                let request = &mut self.input[payload];
+                let (ret, mut length) =
+                    execute::execute(&self.thread, header.seq, header.nr, header.args, request, &mut self.reply);
+                self.thread.pass(header.seq);
+                let mut count = 0;
+                self.collect(header.nr, &header.args, ret, length, &mut count);
+                length = length.min(MAX_PAYLOAD);
+                self.send(header.seq, ret, length, count, &[]);
+                true
+            }
+            kind::OP => {
+                self.thread.pass(header.seq);
+                let next = match postcard::from_bytes::<Op>(&self.input[payload]) {
+                    Ok(op) => ops::perform(op, self.thread.tid, self.guest_blocks),
+                    Err(_) => Next::Pass(-i64::from(libc::EPROTO), Vec::new(), Vec::new()),
+                };
+                self.finish_op(header.seq, next)
+            }
+            _ => end::lost(),
+        }
+    }
+
+    fn finish_op(&mut self, seq: u32, next: Next) -> bool {
+        match next {
+            Next::Pass(ret, payload, descriptors) => {
+                let fits = self.reply.reserve(payload.len()).is_ok();
+                if fits {
+                    self.reply.payload()[..payload.len()].copy_from_slice(&payload);
+                }
+                let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+                self.send(seq, ret, if fits { payload.len() } else { 0 }, 0, &raw);
+            }
+            Next::Nothing => {}
+            Next::End => return false,
+            Next::Become(connection) => {
+                // The parent's connection was closed with all that the child inherited.
+                std::mem::replace(&mut self.connection, connection).leak();
+                self.thread = Thread::register();
+                (self.start, self.end) = (0, 0);
+            }
+        }
+        true
+    }
+
+    /// Puts the signals that a call raised behind the payload of its reply.
+    fn collect(&mut self, nr: u32, args: &[u64; 6], ret: i64, length: usize, count: &mut u32) {
+        let raised = match kernel::errno(ret) {
+            Some(Errno::EPIPE) => signals::bit(libc::SIGPIPE),
+            Some(Errno::EFBIG) => signals::bit(libc::SIGXFSZ),
+            // The pipe's reader can go when part of it was written.
+            None if i64::from(nr) == libc::SYS_write && (ret as u64) < args[2] => signals::bit(libc::SIGPIPE),
+            None if i64::from(nr) == libc::SYS_writev => signals::bit(libc::SIGPIPE),
+            _ => 0,
+        };
+        if raised != 0 {
+            while let Some(info) = signals::take_own(raised) {
+                self.append(length, count, &info);
+            }
+        }
+        if ret >= 0 && calls::raises_signals(nr) {
+            let _relay = lock(&signals::RELAY);
+            while *count < MAX_SIGNALS {
+                let Some(info) = signals::take() else { break };
+                self.append(length, count, &info);
+            }
+        }
+    }
+
+    fn append(&mut self, length: usize, count: &mut u32, info: &SigInfo) {
+        // `reserve` leaves room for all signals that a reply may carry.
+        let at = length + *count as usize * SIGINFO_SIZE;
+        if *count < MAX_SIGNALS
+            && let Some(room) = self.reply.payload().get_mut(at..at + SIGINFO_SIZE)
+        {
+            room.copy_from_slice(&info.0);
+            *count += 1;
+        }
+    }
+
+    fn send(&mut self, seq: u32, ret: i64, length: usize, signals: u32, descriptors: &[RawFd]) {
+        let header = ReplyHeader { seq, length: length as u32, ret, signals, reserved: 0 };
+        let bytes = self.reply.finish(&header, length + signals as usize * SIGINFO_SIZE);
+        let fd = self.connection.as_raw_fd();
+        let mut sent = 0;
+        if !descriptors.is_empty() {
+            // SAFETY: the connection is open for as long as `self` is, which closes it.
+            let stream = ManuallyDrop::new(unsafe { UnixStream::from_raw_fd(fd) });
+            match frame::send_with_descriptors(&stream, bytes, descriptors) {
+                Ok(count) => sent = count,
+                Err(_) => end::lost(),
+            }
+        }
+        while sent < bytes.len() {
+            let rest = &bytes[sent..];
+            let flags = libc::MSG_NOSIGNAL as u64;
+            let args = [fd as u64, rest.as_ptr() as u64, rest.len() as u64, flags, 0, 0];
+            // SAFETY: the kernel reads `rest`; there is no address.
+            let put = unsafe { kernel::call(libc::SYS_sendto as u32, args) };
+            match kernel::errno(put) {
+                Some(Errno::EINTR) => {}
+                Some(_) => end::lost(),
+                None => sent += put as usize,
+            }
+        }
+    }
+}

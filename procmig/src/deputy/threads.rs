@@ -1,0 +1,92 @@
+//! The deputy's threads as cancellation sees them.
+//!
+//! A call is broken off by a signal to its thread. A signal that lands before the thread has entered
+//! the kernel breaks nothing, so it is repeated until the call is left; and none may land in a later
+//! call. For that a thread's state is one word: the control thread marks it while it sends, and the
+//! serving thread does not leave a call while it is marked. A signal sent by then is taken at the
+//! latest when the kernel returns from the write of the reply, which it does not break.
+//!
+//! A call that is cancelled before its request was read is begun all the same, and broken off if it
+//! blocks: so a call that never blocks, as the read of a file, never says `EINTR`, as on Linux.
+
+use super::kernel;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+
+/// Breaks off calls. The C library keeps it for thread cancellation, which nothing here uses, and
+/// guests cannot be sent it from outside for the same reason.
+pub(super) const CANCEL_SIGNAL: i32 = 32;
+
+const RUNNING: u64 = 1;
+const MARKED: u64 = 2;
+
+/// A cancellation is kept for a request that is at most so many requests away.
+const AHEAD: i32 = 64;
+
+/// One thread that serves a call connection.
+#[derive(Debug)]
+pub(super) struct Thread {
+    /// Its kernel ID.
+    pub tid: i32,
+    /// `seq << 2` of the last request, with `RUNNING` while it is a call that is under way, and with
+    /// `MARKED` too while it is sent a signal.
+    state: AtomicU64,
+}
+
+/// All of them.
+pub(super) static THREADS: Mutex<Vec<Arc<Thread>>> = Mutex::new(Vec::new());
+
+/// Locks a mutex; that a thread panicked with it does not matter here.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl Thread {
+    /// Registers the calling thread.
+    pub(super) fn register() -> Arc<Self> {
+        let thread = Arc::new(Self { tid: kernel::gettid(), state: AtomicU64::new(0) });
+        lock(&THREADS).push(thread.clone());
+        thread
+    }
+
+    /// Forgets a thread.
+    pub(super) fn unregister(&self) {
+        lock(&THREADS).retain(|thread| thread.tid != self.tid);
+    }
+
+    /// Request `seq` is none that can be broken off.
+    pub(super) fn pass(&self, seq: u32) {
+        self.state.store(u64::from(seq) << 2, SeqCst);
+    }
+
+    /// Enters call `seq`.
+    pub(super) fn enter(&self, seq: u32) {
+        self.state.store(u64::from(seq) << 2 | RUNNING, SeqCst);
+    }
+
+    /// Leaves call `seq`.
+    pub(super) fn leave(&self, seq: u32) {
+        let over = u64::from(seq) << 2;
+        while self.state.compare_exchange(over | RUNNING, over, SeqCst, SeqCst).is_err() {
+            std::hint::spin_loop();
+            std::thread::yield_now();
+        }
+    }
+
+    /// From the control thread: signals the thread if it is in call `seq`. Whether that is to be
+    /// repeated: the call is under way or still to come.
+    pub(super) fn poke(&self, seq: u32) -> bool {
+        let running = u64::from(seq) << 2 | RUNNING;
+        match self.state.compare_exchange(running, running | MARKED, SeqCst, SeqCst) {
+            Ok(_) => {
+                kernel::signal_thread(self.tid, CANCEL_SIGNAL);
+                self.state.store(running, SeqCst);
+                true
+            }
+            Err(state) => {
+                let to_come = seq.wrapping_sub((state >> 2) as u32) as i32;
+                (1..=AHEAD).contains(&to_come)
+            }
+        }
+    }
+}

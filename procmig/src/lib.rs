@@ -1,0 +1,19 @@
+//! Guest processes: the Linux personality that serves them in a node VM, and their deputies at home.
+
+pub mod calls;
+pub mod channel;
+pub mod deputy;
+pub mod usermem;
+pub mod wire;
+
+/// An error and its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line
+}

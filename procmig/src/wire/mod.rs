@@ -1,0 +1,13 @@
+//! The protocols between a node VM and the deputies of its guests, and between a node VM and `skeind`.
+//!
+//! A deputy has one *control* connection (Unix stream) for the process and one *call* connection
+//! for each of its threads. On a call connection the node sends a request and the deputy's thread
+//! answers it: one request at a time, one write each way. The control connection carries what is
+//! not an answer: signals that reached the deputy, cancellations, trace lines.
+//!
+//! All of it is read as hostile input: lengths are capped before anything is allocated.
+
+pub mod call;
+pub mod control;
+pub mod frame;
+pub mod op;
