@@ -3,7 +3,12 @@
 pub mod calls;
 pub mod channel;
 pub mod deputy;
+pub mod elf;
+pub mod futex;
+pub mod signal;
+pub mod trace;
 pub mod usermem;
+pub mod vdso;
 pub mod wire;
 
 /// An error and its causes in one line.
