@@ -5,6 +5,7 @@ pub mod channel;
 pub mod deputy;
 pub mod elf;
 pub mod futex;
+pub mod mm;
 pub mod signal;
 pub mod trace;
 pub mod usermem;

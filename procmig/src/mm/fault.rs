@@ -1,0 +1,295 @@
+//! Page faults: what the host cannot decide by itself.
+
+use super::object::ObjectError;
+use super::regions::{Backing, Protection, Region, RegionFlags};
+use super::space::{AddressSpace, Inner, entry};
+use vmm::addr::{LARGE_PAGE_SIZE, PAGE_SIZE};
+use vmm::frames::{FRAMES_PER_BLOCK, OutOfFrames};
+use vmm::machine::Machine;
+use vmm::paging::{self, LARGE, PRESENT, WRITE};
+use vmm::table_frames::TableError;
+use vmm::tables::Leaf;
+use vmm::user_cpu::UserCpu;
+
+/// What an instruction or a system call wanted of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// To read.
+    Read,
+    /// To write.
+    Write,
+    /// To fetch an instruction.
+    Execute,
+}
+
+/// Why it does not get it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FaultError {
+    /// Nothing is mapped there (`SIGSEGV`, `SEGV_MAPERR`).
+    #[error("nothing is mapped there")]
+    Unmapped,
+    /// The area does not allow it (`SIGSEGV`, `SEGV_ACCERR`).
+    #[error("the mapping does not allow it")]
+    Forbidden,
+    /// Beyond the end of the file, or the file cannot be read (`SIGBUS`).
+    #[error("the file has no such page")]
+    NoPage,
+    /// The node's memory is used up.
+    #[error("the node's memory is used up")]
+    OutOfMemory,
+}
+
+impl From<OutOfFrames> for FaultError {
+    fn from(_: OutOfFrames) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+impl From<TableError> for FaultError {
+    fn from(error: TableError) -> Self {
+        super::space::table_errno(&error);
+        Self::OutOfMemory
+    }
+}
+
+impl From<ObjectError> for FaultError {
+    fn from(error: ObjectError) -> Self {
+        match error {
+            ObjectError::OutOfFrames(_) => Self::OutOfMemory,
+            ObjectError::BeyondEnd | ObjectError::Io(_) => Self::NoPage,
+        }
+    }
+}
+
+/// Pages that one fault maps at least, where the area reaches: a fault costs as much as filling
+/// hundreds of entries, and frames that nobody touches cost nothing.
+const WINDOW: u64 = 16;
+/// The same where the pages just before are mapped: the area is being walked through.
+const WALKING_WINDOW: u64 = 128;
+/// Pages of a file that one fault maps, read from it if need be.
+const FILE_WINDOW: u64 = 16;
+/// Pages known already that are mapped when a file is mapped.
+const MAX_KNOWN: usize = 1024;
+
+impl AddressSpace {
+    /// Makes an access possible, or says why not.
+    ///
+    /// # Errors
+    /// See [`FaultError`].
+    pub fn fault(&self, address: u64, access: Access, cpu: &mut UserCpu) -> Result<(), FaultError> {
+        self.count_fault();
+        self.fault_locked(&mut self.lock(), address, access, cpu)
+    }
+
+    pub(super) fn fault_locked(
+        &self,
+        inner: &mut Inner,
+        address: u64,
+        access: Access,
+        cpu: &mut UserCpu,
+    ) -> Result<(), FaultError> {
+        let region = inner.regions.at(address).ok_or(FaultError::Unmapped)?.clone();
+        let allowed = match access {
+            Access::Read => !region.protection.is_empty(),
+            Access::Write => region.protection.contains(Protection::WRITE),
+            Access::Execute => region.protection.contains(Protection::EXECUTE),
+        };
+        if !allowed {
+            return Err(FaultError::Forbidden);
+        }
+        let page = address & !(PAGE_SIZE - 1);
+        match inner.tables.lookup(page) {
+            None => self.populate(inner, &region, page, access),
+            Some(leaf) => {
+                if leaf.entry & PRESENT != 0 && (access != Access::Write || leaf.entry & WRITE != 0) {
+                    // Another thread was first, or the translation was only stale.
+                    return Ok(());
+                }
+                if access == Access::Write && !region.is_shared() {
+                    self.break_sharing(inner, &region, page, leaf, cpu)
+                } else {
+                    let write = access == Access::Write || leaf.entry & WRITE != 0;
+                    let frame = paging::frame(leaf.entry);
+                    inner.tables.raise(&leaf, entry(frame, region.protection, write) | leaf.entry & LARGE);
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    /// A private page that is mapped, but not for writing, gets written.
+    fn break_sharing(
+        &self,
+        inner: &mut Inner,
+        region: &Region,
+        page: u64,
+        leaf: Leaf,
+        cpu: &mut UserCpu,
+    ) -> Result<(), FaultError> {
+        let frames = self.machine.frames();
+        let first = paging::frame(leaf.entry);
+        let count = if leaf.large { FRAMES_PER_BLOCK } else { 1 };
+        if (0..count).all(|i| frames.is_sole(first.offset(i))) {
+            inner.tables.raise(&leaf, entry(first, region.protection, true) | leaf.entry & LARGE);
+            return Ok(());
+        }
+        let old = leaf.frame(page);
+        if frames.is_sole(old) && leaf.large {
+            // Its neighbours are shared still; splitting leaves this one's frame where it is.
+            self.replace(inner, region, page, old, cpu)?;
+            return Ok(());
+        }
+        let copy = frames.allocate_to_overwrite()?;
+        self.machine.ram().copy_frame(old, copy);
+        match self.replace(inner, region, page, copy, cpu) {
+            Ok(()) => {
+                frames.release(old);
+                Ok(())
+            }
+            Err(error) => {
+                frames.release(copy);
+                Err(error)
+            }
+        }
+    }
+
+    fn replace(
+        &self,
+        inner: &mut Inner,
+        region: &Region,
+        page: u64,
+        frame: vmm::addr::Frame,
+        cpu: &mut UserCpu,
+    ) -> Result<(), FaultError> {
+        let new = entry(frame, region.protection, true);
+        self.change(inner, page, page + PAGE_SIZE, cpu, &mut |_, _, _| new).map_err(|_| FaultError::OutOfMemory)
+    }
+
+    /// Nothing is mapped at `page` yet: maps it, and what is likely to be touched next.
+    fn populate(&self, inner: &mut Inner, region: &Region, page: u64, access: Access) -> Result<(), FaultError> {
+        match &region.backing {
+            Backing::Anonymous => self.populate_anonymous(inner, region, page),
+            Backing::Object { object, .. } => {
+                let start = (page & !(FILE_WINDOW * PAGE_SIZE - 1)).max(region.start);
+                let end = start.next_multiple_of(FILE_WINDOW * PAGE_SIZE).max(page + PAGE_SIZE).min(region.end);
+                let end = if end == start { (start + FILE_WINDOW * PAGE_SIZE).min(region.end) } else { end };
+                let needed = region.object_page(page);
+                let first = region.object_page(start);
+                let pages = object.get(first..first + (end - start) / PAGE_SIZE, needed)?;
+                inner.map_object_pages(&self.machine, region, &pages, (access == Access::Write).then_some(needed))
+            }
+        }
+    }
+
+    fn populate_anonymous(&self, inner: &mut Inner, region: &Region, page: u64) -> Result<(), FaultError> {
+        let frames = self.machine.frames();
+        let block = page & !(LARGE_PAGE_SIZE - 1);
+        let whole = region.start <= block && block + LARGE_PAGE_SIZE <= region.end;
+        if whole
+            && !region.flags.contains(RegionFlags::STACK)
+            && let Some(first) = frames.allocate_block()
+        {
+            if inner.tables.fill_large(block, entry(first, region.protection, true) | LARGE)? {
+                return Ok(());
+            }
+            let all: Vec<_> = (0..FRAMES_PER_BLOCK).map(|i| first.offset(i)).collect();
+            frames.release_all(&all);
+        }
+        let walking = page >= region.start + PAGE_SIZE && inner.tables.lookup(page - PAGE_SIZE).is_some();
+        let window = if walking { WALKING_WINDOW } else { WINDOW } * PAGE_SIZE;
+        let start = (page & !(window - 1)).max(region.start);
+        let end = (start & !(window - 1)).saturating_add(window).min(region.end);
+        let mut entries = vec![0; ((end - start) / PAGE_SIZE) as usize];
+        let index = |at: u64| ((at - start) / PAGE_SIZE) as usize;
+        // The page itself must be had; the others are taken only while plenty is left.
+        entries[index(page)] = entry(frames.allocate()?, region.protection, true);
+        if frames.free() > frames.total() / 16 {
+            for at in (start..end).step_by(PAGE_SIZE as usize).filter(|&at| at != page) {
+                if inner.tables.lookup(at).is_some() {
+                    continue;
+                }
+                let Ok(frame) = frames.allocate() else { break };
+                entries[index(at)] = entry(frame, region.protection, true);
+            }
+        }
+        let written = match inner.tables.fill(start, &entries) {
+            Ok(written) => written,
+            Err(error) => {
+                // Those that were written are found in the tables; they are few and stay.
+                tracing::debug!(%error, "no page table for an area");
+                return Err(error.into());
+            }
+        };
+        let unused: Vec<_> = entries
+            .iter()
+            .zip(&written)
+            .filter(|&(&entry, &written)| entry != 0 && !written)
+            .map(|(&entry, _)| paging::frame(entry))
+            .collect();
+        frames.release_all(&unused);
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// Maps pages of an area's object, of which the caller has given a user to each; private ones
+    /// that are written are copied: `written`, and all of a small area that is writable, which is a
+    /// library's data that the loader is about to relocate.
+    fn map_object_pages(
+        &mut self,
+        machine: &Machine,
+        region: &Region,
+        pages: &[(u64, vmm::addr::Frame)],
+        written: Option<u64>,
+    ) -> Result<(), FaultError> {
+        let frames = machine.frames();
+        let mut result = Ok(());
+        let base = region.object_page(region.start);
+        for &(page, frame) in pages {
+            let at = region.start + (page - base) * PAGE_SIZE;
+            let new = if region.is_shared() {
+                Some((frame, written == Some(page)))
+            } else if written == Some(page) {
+                match frames.allocate_to_overwrite() {
+                    Ok(copy) => {
+                        machine.ram().copy_frame(frame, copy);
+                        frames.release(frame);
+                        Some((copy, true))
+                    }
+                    Err(error) => {
+                        result = Err(error.into());
+                        None
+                    }
+                }
+            } else {
+                Some((frame, false))
+            };
+            let Some((frame, write)) = new else {
+                frames.release(frame);
+                continue;
+            };
+            match self.tables.fill(at, &[entry(frame, region.protection, write)]) {
+                Ok(written) if written[0] => {}
+                Ok(_) => frames.release(frame),
+                Err(error) => {
+                    frames.release(frame);
+                    result = Err(error.into());
+                }
+            }
+        }
+        result
+    }
+
+    /// Maps the pages of a new area that its object has already.
+    pub(super) fn map_known_pages(&mut self, machine: &Machine, region: &Region) {
+        let Backing::Object { object, .. } = &region.backing else { return };
+        if region.protection.is_empty() {
+            return;
+        }
+        let first = region.object_page(region.start);
+        let pages = object.cached(first..first + region.length() / PAGE_SIZE, MAX_KNOWN);
+        if let Err(error) = self.map_object_pages(machine, region, &pages, None) {
+            tracing::debug!(%error, "known pages are left for later");
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Address spaces of guest processes.
+
+pub mod access;
+mod fault;
+pub mod file;
+pub mod gate;
+pub mod layout;
+pub mod object;
+pub mod regions;
+mod remap;
+pub mod space;
+
+pub use access::ProcessMemory;
+pub use fault::{Access, FaultError};
+pub use gate::Gate;
+pub use regions::{Backing, Protection, Region, RegionFlags};
+pub use remap::RemapPlace;
+pub use space::{AddressSpace, MapRequest};

@@ -1,0 +1,212 @@
+//! Pages that several mappings show: of a file, or of memory that processes share.
+
+use crate::wire::op::FileIdentity;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard};
+use vmm::addr::{Frame, PAGE_SIZE};
+use vmm::machine::Machine;
+
+/// Why a page of an object cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    /// The page lies beyond the end of the file (`SIGBUS`).
+    #[error("beyond the end of the file")]
+    BeyondEnd,
+    /// The file cannot be read (`SIGBUS`).
+    #[error("the file cannot be read")]
+    Io(#[from] io::Error),
+    /// No frame is left.
+    #[error(transparent)]
+    OutOfFrames(#[from] vmm::frames::OutOfFrames),
+}
+
+/// Where the bytes of an object come from.
+#[derive(Debug)]
+pub enum Source {
+    /// Zeros: shared memory.
+    Zeros,
+    /// A file that is only read; the pages show the state of it that `identity` names.
+    File {
+        /// At home.
+        file: File,
+        /// What it was when it was mapped.
+        identity: FileIdentity,
+    },
+    /// A file that shared mappings write; pages that were written go back to it.
+    WritableFile {
+        /// At home.
+        file: File,
+        /// What it was when it was mapped first.
+        identity: FileIdentity,
+    },
+}
+
+/// Pages that several mappings show. The object is a user of each frame that it holds.
+#[derive(Debug)]
+pub struct PageObject {
+    machine: Handle,
+    source: Source,
+    pages: Mutex<BTreeMap<u64, Frame>>,
+}
+
+/// A machine, which has no useful debugging output.
+struct Handle(Arc<Machine>);
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Machine")
+    }
+}
+
+impl PageObject {
+    /// An object without pages.
+    pub fn new(machine: Arc<Machine>, source: Source) -> Self {
+        Self { machine: Handle(machine), source, pages: Mutex::default() }
+    }
+
+    fn pages(&self) -> MutexGuard<'_, BTreeMap<u64, Frame>> {
+        self.pages.lock().expect("no panic while the pages are locked")
+    }
+
+    /// Puts a frame in the place of a page, of which the caller gives its user to the object.
+    pub fn insert(&self, page: u64, frame: Frame) {
+        if let Some(old) = self.pages().insert(page, frame) {
+            self.machine.0.frames().release(old);
+        }
+    }
+
+    /// Which file it is, if it is one.
+    pub fn identity(&self) -> Option<&FileIdentity> {
+        match &self.source {
+            Source::Zeros => None,
+            Source::File { identity, .. } | Source::WritableFile { identity, .. } => Some(identity),
+        }
+    }
+
+    /// Where its bytes come from.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Bytes of the file, or `None` where there is no end.
+    fn size(&self) -> io::Result<Option<u64>> {
+        Ok(match &self.source {
+            Source::Zeros => None,
+            Source::File { identity, .. } => Some(identity.size),
+            Source::WritableFile { file, .. } => Some(file.metadata()?.len()),
+        })
+    }
+
+    /// The frames of those pages in `wanted` that can be had, in order, with one more user each.
+    /// Page `needed`, which is in `wanted`, is among them.
+    ///
+    /// # Errors
+    /// If page `needed` cannot be had.
+    pub fn get(&self, wanted: Range<u64>, needed: u64) -> Result<Vec<(u64, Frame)>, ObjectError> {
+        let machine = &self.machine.0;
+        let mut wanted = wanted;
+        if let Some(size) = self.size()? {
+            wanted.end = wanted.end.min(size.div_ceil(PAGE_SIZE));
+            if needed >= wanted.end {
+                return Err(ObjectError::BeyondEnd);
+            }
+        }
+        let mut pages = self.pages();
+        let mut missing: Vec<u64> = wanted.clone().filter(|page| !pages.contains_key(page)).collect();
+        if matches!(self.source, Source::Zeros) {
+            // Nothing is saved by having more at once.
+            missing.retain(|&page| page == needed);
+        }
+        let mut i = 0;
+        while i < missing.len() {
+            let run = missing[i..].iter().zip(missing[i]..).take_while(|(page, expected)| *page == expected).count();
+            match self.read(missing[i], run) {
+                Ok(frames) => pages.extend((missing[i]..).zip(frames)),
+                Err(error) if (missing[i]..missing[i] + run as u64).contains(&needed) => return Err(error),
+                Err(_) => {}
+            }
+            i += run;
+        }
+        let found: Vec<_> = pages.range(wanted).map(|(&page, &frame)| (page, frame)).collect();
+        for &(_, frame) in &found {
+            machine.frames().share(frame);
+        }
+        Ok(found)
+    }
+
+    /// The frames in `wanted` that are here already, with one more user each, at most `limit`.
+    pub fn cached(&self, wanted: Range<u64>, limit: usize) -> Vec<(u64, Frame)> {
+        let found: Vec<_> = self.pages().range(wanted).map(|(&page, &frame)| (page, frame)).take(limit).collect();
+        for &(_, frame) in &found {
+            self.machine.0.frames().share(frame);
+        }
+        found
+    }
+
+    fn read(&self, first: u64, count: usize) -> Result<Vec<Frame>, ObjectError> {
+        let machine = &self.machine.0;
+        let mut frames = Vec::with_capacity(count);
+        let result = (|| {
+            for _ in 0..count {
+                frames.push(machine.frames().allocate()?);
+            }
+            if let Source::File { file, .. } | Source::WritableFile { file, .. } = &self.source {
+                let mut buffer = vec![0; count * PAGE_SIZE as usize];
+                let length = read_up_to(file, &mut buffer, first * PAGE_SIZE)?;
+                for (chunk, frame) in buffer[..length].chunks(PAGE_SIZE as usize).zip(&frames) {
+                    machine.ram().write(frame.address(), chunk);
+                }
+            }
+            Ok(())
+        })();
+        match result {
+            Ok(()) => Ok(frames),
+            Err(error) => {
+                machine.frames().release_all(&frames);
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes a page that a shared mapping has written back to its file, as far as the file reaches.
+    ///
+    /// # Errors
+    /// As `pwrite(2)`.
+    pub fn write_back(&self, page: u64, frame: Frame) -> io::Result<()> {
+        let Source::WritableFile { file, .. } = &self.source else { return Ok(()) };
+        let at = page * PAGE_SIZE;
+        let length = file.metadata()?.len().saturating_sub(at).min(PAGE_SIZE) as usize;
+        let mut bytes = vec![0; length];
+        self.machine.0.ram().read(frame.address(), &mut bytes);
+        file.write_all_at(&bytes, at)
+    }
+
+    /// Whether writes go back to a file.
+    pub fn is_written_back(&self) -> bool {
+        matches!(self.source, Source::WritableFile { .. })
+    }
+}
+
+fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], at + done as u64) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+impl Drop for PageObject {
+    fn drop(&mut self) {
+        let frames: Vec<_> = std::mem::take(&mut *self.pages()).into_values().collect();
+        self.machine.0.frames().release_all(&frames);
+    }
+}
