@@ -1,0 +1,258 @@
+//! The personality: a node VM as the Linux kernel of its guest processes.
+//!
+//! Each guest thread is a host thread that runs a vCPU ([`guest`]): it leaves the guest for a system
+//! call ([`syscalls`]), a fault or an interruption, and looks for signals ([`deliver`]) before it
+//! goes back in. What a process or thread is lies in [`process`] and [`thread`], reached from the
+//! one [`Kernel`]; a host thread's stack holds nothing that cannot be made again from there.
+
+pub mod deliver;
+mod exec;
+pub mod guest;
+mod housekeeping;
+pub mod pool;
+mod proc_files;
+pub mod process;
+pub mod relay;
+mod start;
+pub mod syscalls;
+pub mod thread;
+pub mod timers;
+
+use crate::futex::FutexTable;
+use crate::mm::file::FileCache;
+use crate::mm::object::{PageObject, Source};
+use crate::signal::frame::FpuLayout;
+use crate::vdso;
+use crate::vdso::clock::Clock;
+use crate::vdso::page::TimePage;
+use nix::errno::Errno;
+use process::Process;
+use std::collections::HashMap;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+use vmm::addr::{GuestPhysAddr, PAGE_SIZE};
+use vmm::machine::Machine;
+
+/// Locks, also where a thread has panicked while it held the lock: what it protects is whole
+/// between two statements, and the other guests must go on.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Why a node's kernel cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// No memory for what every process maps.
+    #[error("the node has too little memory")]
+    Memory,
+    /// The processor's vector state is not what the personality knows.
+    #[error("the processor's vector state has an impossible size")]
+    Fpu,
+    /// A host thread or descriptor could not be had.
+    #[error("the host has no resources left")]
+    Host(#[from] std::io::Error),
+    /// A vCPU could not be made.
+    #[error(transparent)]
+    Machine(#[from] vmm::machine::MachineError),
+}
+
+/// What a process has used that has ended and was not waited for yet.
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    parent: i32,
+    /// Nanoseconds of CPU time, its waited-for children's too.
+    pub cpu: u64,
+    /// Most bytes resident.
+    pub peak_resident: u64,
+}
+
+/// All state of a node.
+pub struct Kernel {
+    /// The node's name.
+    pub name: String,
+    /// The VM.
+    pub machine: Arc<Machine>,
+    /// Mapped files of home.
+    pub files: FileCache,
+    /// Waits on words of memory.
+    pub futexes: FutexTable,
+    /// The guests' clocks.
+    pub clock: Clock,
+    /// Time page and vDSO, mapped by every process.
+    pub vdso: Arc<PageObject>,
+    /// vCPUs with the host threads that run them.
+    pub pool: pool::Pool,
+    /// Deadlines.
+    pub timers: timers::Timers,
+    /// Control connections of deputies.
+    pub relay: relay::Relay,
+    /// Shape of the vector state in signal frames.
+    pub fpu: FpuLayout,
+    /// `AT_HWCAP`
+    pub hwcap: u64,
+    /// `AT_HWCAP2`
+    pub hwcap2: u64,
+    processes: Mutex<HashMap<i32, Arc<Process>>>,
+    ended: Mutex<HashMap<i32, Usage>>,
+    /// When the node was ready.
+    pub ready: Instant,
+    stopping: AtomicBool,
+}
+
+impl Kernel {
+    /// The kernel of a machine, without processes.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    pub fn new(name: String, machine: Arc<Machine>) -> Result<Arc<Self>, KernelError> {
+        let object = PageObject::new(machine.clone(), Source::Zeros);
+        let time_page = machine.frames().allocate().map_err(|_| KernelError::Memory)?;
+        object.insert(0, time_page);
+        for (index, chunk) in (1..).zip(vdso::IMAGE.chunks(PAGE_SIZE as usize)) {
+            let frame = machine.frames().allocate().map_err(|_| KernelError::Memory)?;
+            machine.ram().write(frame.address(), chunk);
+            object.insert(index, frame);
+        }
+        let page = host_address(&machine, time_page.address()).cast::<TimePage>();
+        let usable = machine.shares_tsc() && vdso::clock::tsc_is_usable();
+        // SAFETY: the frame is the object's, which the kernel keeps as long as the clock; processes
+        // map it without the right to write.
+        let clock = unsafe { Clock::new(page, None, usable) };
+        let (features, size) = xsave_layout();
+        let fpu = FpuLayout::new(features, size).ok_or(KernelError::Fpu)?;
+        Ok(Arc::new_cyclic(|kernel: &Weak<Self>| Self {
+            name,
+            files: FileCache::new(machine.clone()),
+            futexes: FutexTable::new(),
+            clock,
+            vdso: Arc::new(object),
+            pool: pool::Pool::new(machine.clone()),
+            timers: timers::Timers::new(),
+            relay: relay::Relay::new(kernel.clone()),
+            fpu,
+            hwcap: u64::from(std::arch::x86_64::__cpuid(1).edx),
+            // Bit 1: programs may use `wrfsbase` and its kin.
+            hwcap2: u64::from(std::arch::x86_64::__cpuid_count(7, 0).ebx & 1) << 1,
+            processes: Mutex::default(),
+            ended: Mutex::default(),
+            ready: Instant::now(),
+            stopping: AtomicBool::new(false),
+            machine,
+        }))
+    }
+
+    /// The process with this PID.
+    pub fn process(&self, pid: i32) -> Option<Arc<Process>> {
+        lock(&self.processes).get(&pid).cloned()
+    }
+
+    /// All processes.
+    pub fn processes(&self) -> Vec<Arc<Process>> {
+        lock(&self.processes).values().cloned().collect()
+    }
+
+    /// Enters a process.
+    ///
+    /// # Errors
+    /// `EAGAIN` if the node is stopping, `EEXIST` if there is one with this PID.
+    pub fn enter(&self, process: &Arc<Process>) -> Result<(), Errno> {
+        let mut processes = lock(&self.processes);
+        if self.stopping.load(Ordering::SeqCst) {
+            return Err(Errno::EAGAIN);
+        }
+        match processes.entry(process.pid) {
+            std::collections::hash_map::Entry::Occupied(_) => Err(Errno::EEXIST),
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(process.clone());
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes a process out, if it is this one that has the PID.
+    pub fn leave(&self, process: &Process) {
+        let mut processes = lock(&self.processes);
+        if processes.get(&process.pid).is_some_and(|other| std::ptr::eq(&**other, process)) {
+            processes.remove(&process.pid);
+        }
+    }
+
+    /// Keeps what a process has used for its parent, if that is a guest of this node.
+    pub fn keep_usage(&self, process: &Process) {
+        let parent = process.parent;
+        let has_parent = self.process(parent).is_some();
+        let mut ended = lock(&self.ended);
+        // Its own children have another parent now.
+        ended.retain(|_, usage| usage.parent != process.pid);
+        if has_parent {
+            let counters = &process.counters;
+            let usage = Usage {
+                parent,
+                cpu: process.cpu_time() + counters.children_cpu.load(Ordering::Relaxed),
+                peak_resident: counters.peak_resident.load(Ordering::Relaxed),
+            };
+            ended.insert(process.pid, usage);
+        }
+    }
+
+    /// What a process has used that has ended.
+    pub fn usage(&self, pid: i32) -> Option<Usage> {
+        lock(&self.ended).get(&pid).copied()
+    }
+
+    /// The same, once.
+    pub fn take_usage(&self, pid: i32) -> Option<Usage> {
+        lock(&self.ended).remove(&pid)
+    }
+
+    /// Lets no process in any more; returns whether there is none. With `force` all are killed.
+    pub fn stop(&self, force: bool) -> bool {
+        let processes = {
+            let processes = lock(&self.processes);
+            if !processes.is_empty() && !force {
+                return false;
+            }
+            self.stopping.store(true, Ordering::SeqCst);
+            processes.values().cloned().collect::<Vec<_>>()
+        };
+        for process in processes {
+            process.begin_exit(process::Ending::Signal(libc::SIGKILL));
+        }
+        let deadline = Instant::now() + std::time::Duration::from_secs(5);
+        while !lock(&self.processes).is_empty() && Instant::now() < deadline {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        true
+    }
+
+    /// A guest's clock in nanoseconds.
+    pub fn now(&self, clock: libc::clockid_t) -> Option<u64> {
+        self.clock.now(clock)
+    }
+}
+
+/// Where a guest physical address lies in this process.
+fn host_address(machine: &Machine, at: GuestPhysAddr) -> NonNull<u8> {
+    let base = NonNull::new(machine.ram().host_address()).expect("a mapping is not at address 0");
+    // SAFETY: the address is of a frame, which lies within the mapping.
+    unsafe { base.add(at.raw() as usize) }
+}
+
+/// XCR0 as guests have it, and the bytes of its state in the standard format.
+fn xsave_layout() -> (u64, usize) {
+    let leaf = std::arch::x86_64::__cpuid_count(0xd, 0);
+    let features = (u64::from(leaf.eax) | u64::from(leaf.edx) << 32) & vmm::hypervisor::OFFERED_XCR0;
+    // The end of the last offered component.
+    let size = (2..63)
+        .filter(|bit| features & 1 << bit != 0)
+        .map(|bit| {
+            let component = std::arch::x86_64::__cpuid_count(0xd, bit);
+            (component.ebx + component.eax) as usize
+        })
+        .max()
+        .unwrap_or(0)
+        .max(576);
+    (features, size)
+}

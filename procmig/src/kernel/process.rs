@@ -1,0 +1,530 @@
+//! A guest process.
+
+use super::thread::{Thread, ThreadSignals};
+use super::{Kernel, lock};
+use crate::channel::CallChannel;
+use crate::mm::AddressSpace;
+use crate::signal::pending::PendingSignals;
+use crate::signal::set::{DefaultAction, SignalSet, default_action};
+use crate::wire::control::{Ids, ProcessStatus, SigInfo, ToDeputy};
+use crate::wire::frame;
+use std::collections::{HashMap, HashSet};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+
+/// How a process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// By `exit_group` with this status.
+    Exit(i32),
+    /// By this signal.
+    Signal(i32),
+    /// Its deputy is gone: there is nobody to tell.
+    Lost,
+}
+
+/// A `struct kernel_sigaction`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Action {
+    /// `SIG_DFL` (0), `SIG_IGN` (1) or an address.
+    pub handler: u64,
+    /// `SA_*`
+    pub flags: u64,
+    /// Where the handler returns to.
+    pub restorer: u64,
+    /// Blocked while the handler runs.
+    pub mask: SignalSet,
+}
+
+/// `SIG_DFL`
+pub const DEFAULT: u64 = 0;
+/// `SIG_IGN`
+pub const IGNORE: u64 = 1;
+
+/// Signals of a process: what its threads share.
+#[derive(Debug, Clone)]
+pub struct ProcessSignals {
+    /// For any thread.
+    pub pending: PendingSignals,
+    /// Index `n - 1` is for signal `n`.
+    pub actions: [Action; 64],
+}
+
+impl ProcessSignals {
+    /// What is done at `signal`.
+    pub fn action(&self, signal: i32) -> Action {
+        self.actions[(signal - 1) as usize]
+    }
+
+    /// Whether `signal` would do nothing.
+    pub fn ignores(&self, signal: i32) -> bool {
+        match self.action(signal).handler {
+            IGNORE => true,
+            DEFAULT => default_action(signal) == DefaultAction::Ignore,
+            _ => false,
+        }
+    }
+}
+
+/// What lies where on a program's first stack: first address and the one after the last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StackPlaces {
+    /// The first stack pointer.
+    pub stack: u64,
+    /// The arguments' strings.
+    pub arguments: (u64, u64),
+    /// The environment's strings.
+    pub environment: (u64, u64),
+}
+
+/// What a process is called and may use.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// `comm`, at most 15 bytes.
+    pub name: Vec<u8>,
+    /// Arguments.
+    pub argv: Vec<Vec<u8>>,
+    /// The program's absolute path.
+    pub executable: Vec<u8>,
+    /// Users and groups.
+    pub ids: Ids,
+    /// The auxiliary vector as bytes.
+    pub auxiliary: Vec<u8>,
+    /// Where its strings are.
+    pub places: StackPlaces,
+    /// Limits that the personality keeps: `RLIMIT_*` number, soft and hard.
+    pub limits: HashMap<u32, (u64, u64)>,
+}
+
+impl Identity {
+    /// The soft limit of a resource; none is `RLIM_INFINITY`.
+    pub fn limit(&self, resource: u32) -> u64 {
+        self.limits.get(&resource).map_or(libc::RLIM_INFINITY, |&(soft, _)| soft)
+    }
+}
+
+/// Counts of what a process did.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// System calls served here.
+    pub local_calls: AtomicU64,
+    /// System calls forwarded home.
+    pub forwarded_calls: AtomicU64,
+    /// Nanoseconds of CPU time of threads that have ended.
+    pub ended_cpu: AtomicU64,
+    /// Most bytes resident that were seen.
+    pub peak_resident: AtomicU64,
+    /// Nanoseconds of CPU time of children that were waited for, and of theirs.
+    pub children_cpu: AtomicU64,
+    /// Most bytes resident of any of them.
+    pub children_peak: AtomicU64,
+    /// Seconds of CPU time at which `SIGXCPU` was sent last.
+    pub cpu_warned: AtomicU64,
+}
+
+/// The group's life.
+#[derive(Debug, Default)]
+struct Life {
+    ending: Option<Ending>,
+    /// The thread that replaces the program: all others end.
+    replacing: Option<i32>,
+    /// The leader's exit status, where it ended before the others.
+    leader_status: i32,
+}
+
+/// A guest process.
+pub struct Process {
+    /// Its kernel.
+    pub kernel: Arc<Kernel>,
+    /// At home and in the guest.
+    pub pid: i32,
+    /// At home, when it started.
+    pub parent: i32,
+    /// The address space; `exec` replaces it.
+    space: Mutex<Option<Arc<AddressSpace>>>,
+    /// Signals.
+    pub signals: Mutex<ProcessSignals>,
+    /// Name and limits.
+    pub identity: Mutex<Identity>,
+    /// Counts.
+    pub counters: Counters,
+    /// Timers.
+    pub timers: Mutex<super::timers::ProcessTimers>,
+    /// Each system call is told to the deputy.
+    pub trace: bool,
+    control: Mutex<Arc<UnixStream>>,
+    threads: Mutex<Vec<Arc<Thread>>>,
+    threads_changed: Condvar,
+    life: Mutex<Life>,
+    /// Set while the deputy is stopped; threads wait for the change.
+    stopped: Mutex<bool>,
+    stopped_changed: Condvar,
+    /// The leader's connection, once the leader has ended.
+    leader_channel: Mutex<Option<CallChannel>>,
+    /// A parent waits in `vfork`.
+    vforked: Mutex<bool>,
+    vfork_over: Condvar,
+    /// Calls that were refused, so that each is logged once.
+    refused: Mutex<HashSet<u32>>,
+    has_ended: AtomicBool,
+    /// Signals that descriptors of home (`signalfd`) wait for.
+    home_signals: AtomicU64,
+    /// Names its control connection to the relay.
+    relay_token: AtomicU64,
+}
+
+impl Process {
+    /// A process without threads.
+    #[allow(clippy::too_many_arguments, reason = "what a process is made of")]
+    pub fn new(
+        kernel: Arc<Kernel>,
+        pid: i32,
+        parent: i32,
+        space: Option<Arc<AddressSpace>>,
+        signals: ProcessSignals,
+        identity: Identity,
+        control: Arc<UnixStream>,
+        trace: bool,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            kernel,
+            pid,
+            parent,
+            space: Mutex::new(space),
+            signals: Mutex::new(signals),
+            identity: Mutex::new(identity),
+            counters: Counters::default(),
+            timers: Mutex::default(),
+            trace,
+            control: Mutex::new(control),
+            threads: Mutex::default(),
+            threads_changed: Condvar::new(),
+            life: Mutex::default(),
+            stopped: Mutex::new(false),
+            stopped_changed: Condvar::new(),
+            leader_channel: Mutex::new(None),
+            vforked: Mutex::new(false),
+            vfork_over: Condvar::new(),
+            refused: Mutex::default(),
+            has_ended: AtomicBool::new(false),
+            home_signals: AtomicU64::new(0),
+            relay_token: AtomicU64::new(u64::MAX),
+        })
+    }
+
+    /// The address space, until the process has ended.
+    pub fn space(&self) -> Option<Arc<AddressSpace>> {
+        lock(&self.space).clone()
+    }
+
+    /// Sets the address space; returns the old one.
+    pub fn set_space(&self, space: Option<Arc<AddressSpace>>) -> Option<Arc<AddressSpace>> {
+        std::mem::replace(&mut *lock(&self.space), space)
+    }
+
+    /// Sends to the deputy. A connection that fails is noticed by the relay.
+    pub fn send(&self, message: &ToDeputy) {
+        let control = lock(&self.control);
+        if let Err(error) = frame::send(&control, message, &[]) {
+            tracing::debug!(pid = self.pid, error = %crate::chain(&error), "control connection");
+        }
+    }
+
+    /// The control connection.
+    pub fn control(&self) -> Arc<UnixStream> {
+        lock(&self.control).clone()
+    }
+
+    /// All threads.
+    pub fn threads(&self) -> Vec<Arc<Thread>> {
+        lock(&self.threads).clone()
+    }
+
+    /// The thread with this TID.
+    pub fn thread(&self, tid: i32) -> Option<Arc<Thread>> {
+        lock(&self.threads).iter().find(|thread| thread.tid() == tid).cloned()
+    }
+
+    /// Enters a thread; `false` if the process is ending.
+    pub fn add_thread(&self, thread: &Arc<Thread>) -> bool {
+        let mut threads = lock(&self.threads);
+        let life = lock(&self.life);
+        if life.ending.is_some() || life.replacing.is_some() {
+            return false;
+        }
+        threads.push(thread.clone());
+        true
+    }
+
+    /// Takes a thread out; `true` if it was the last.
+    pub fn remove_thread(&self, thread: &Arc<Thread>) -> bool {
+        let mut threads = lock(&self.threads);
+        let before = threads.len();
+        threads.retain(|other| !Arc::ptr_eq(other, thread));
+        self.threads_changed.notify_all();
+        before > 0 && threads.is_empty()
+    }
+
+    /// Keeps the connection of a leader that has ended, for a later `exec`.
+    pub fn keep_leader_channel(&self, channel: CallChannel) {
+        *lock(&self.leader_channel) = Some(channel);
+    }
+
+    /// The connection of a leader that has ended.
+    pub fn take_leader_channel(&self) -> Option<CallChannel> {
+        lock(&self.leader_channel).take()
+    }
+
+    /// Ends the process, once; later endings do not count.
+    pub fn begin_exit(&self, ending: Ending) {
+        {
+            let mut life = lock(&self.life);
+            if life.ending.is_some_and(|old| old == Ending::Lost || ending != Ending::Lost) {
+                return;
+            }
+            life.ending = Some(ending);
+        }
+        self.resume();
+        for thread in self.threads() {
+            thread.notify();
+        }
+        self.end_vfork();
+    }
+
+    /// How it ends, if it does.
+    pub fn ending(&self) -> Option<Ending> {
+        lock(&self.life).ending
+    }
+
+    /// The leader ends alone with this status.
+    pub fn set_leader_status(&self, status: i32) {
+        lock(&self.life).leader_status = status;
+    }
+
+    /// The status of a process whose threads all ended one by one.
+    pub fn leader_status(&self) -> i32 {
+        lock(&self.life).leader_status
+    }
+
+    /// Whether this thread must end, since the process does or another thread replaces the program.
+    pub fn must_end(&self, tid: i32) -> bool {
+        let life = lock(&self.life);
+        life.ending.is_some() || life.replacing.is_some_and(|replacing| replacing != tid)
+    }
+
+    /// Ends all threads but `tid` and waits for it; `false` if the process is ending instead.
+    pub fn end_other_threads(&self, tid: i32) -> bool {
+        {
+            let mut life = lock(&self.life);
+            if life.ending.is_some() || life.replacing.is_some() {
+                return false;
+            }
+            life.replacing = Some(tid);
+        }
+        for thread in self.threads().iter().filter(|thread| thread.tid() != tid) {
+            thread.notify();
+        }
+        let mut threads = lock(&self.threads);
+        while threads.len() > 1 && lock(&self.life).ending.is_none() {
+            threads = self.threads_changed.wait(threads).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+        drop(threads);
+        let mut life = lock(&self.life);
+        life.replacing = None;
+        life.ending.is_none()
+    }
+
+    /// Its deputy is stopped: the threads stop at their next clean point.
+    pub fn stop(&self) {
+        let mut stopped = lock(&self.stopped);
+        if *stopped || self.ending().is_some() {
+            return;
+        }
+        *stopped = true;
+        drop(stopped);
+        for thread in self.threads() {
+            thread.notify();
+        }
+    }
+
+    /// Its deputy goes on.
+    pub fn resume(&self) {
+        *lock(&self.stopped) = false;
+        self.stopped_changed.notify_all();
+    }
+
+    /// Whether it is stopped.
+    pub fn is_stopped(&self) -> bool {
+        *lock(&self.stopped)
+    }
+
+    /// Waits while it is stopped.
+    pub fn wait_while_stopped(&self) {
+        let mut stopped = lock(&self.stopped);
+        while *stopped {
+            stopped = self.stopped_changed.wait(stopped).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+    }
+
+    /// Declares that a parent waits until this process has a program of its own.
+    pub fn begin_vfork(&self) {
+        *lock(&self.vforked) = true;
+    }
+
+    /// The process has a program of its own, or has ended.
+    pub fn end_vfork(&self) {
+        *lock(&self.vforked) = false;
+        self.vfork_over.notify_all();
+    }
+
+    /// Waits until the process has a program of its own, or the waiting process ends.
+    pub fn wait_for_vfork(&self, parent: &Process) {
+        let mut vforked = lock(&self.vforked);
+        while *vforked && parent.ending().is_none() {
+            let wait = self.vfork_over.wait_timeout(vforked, std::time::Duration::from_millis(100));
+            vforked = wait.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        }
+    }
+
+    /// Sends a signal to the process: any thread that does not block it gets it.
+    pub fn post(&self, info: SigInfo) {
+        let signal = info.signal();
+        if signal == libc::SIGCONT {
+            self.resume();
+        }
+        let threads = self.threads();
+        let target = {
+            let mut signals = lock(&self.signals);
+            let awaited = |thread: &Arc<Thread>| {
+                let signals = lock(&thread.signals);
+                signals.awaited.contains(signal) || !signals.mask.contains(signal)
+            };
+            let blocked = |thread: &Arc<Thread>| lock(&thread.signals).mask.contains(signal);
+            if signals.ignores(signal) && !threads.iter().any(blocked) {
+                return;
+            }
+            match signal {
+                libc::SIGCONT => signals.pending.discard(SignalSet::STOPPING),
+                _ if SignalSet::STOPPING.contains(signal) => {
+                    signals.pending.discard(SignalSet::of(&[libc::SIGCONT]));
+                }
+                _ => {}
+            }
+            let limit = self.pending_limit();
+            if let Err(error) = signals.pending.push(info, limit) {
+                tracing::debug!(pid = self.pid, signal, %error, "a signal is dropped");
+                return;
+            }
+            threads.iter().find(|thread| awaited(thread)).cloned()
+        };
+        if let Some(thread) = target {
+            thread.notify();
+        }
+    }
+
+    /// Sends a signal to one thread.
+    pub fn post_to(&self, thread: &Thread, info: SigInfo) {
+        let signal = info.signal();
+        let limit = self.pending_limit();
+        {
+            let signals = lock(&self.signals);
+            let mut own = lock(&thread.signals);
+            if signals.ignores(signal) && !own.mask.contains(signal) {
+                return;
+            }
+            if let Err(error) = own.pending.push(info, limit) {
+                tracing::debug!(pid = self.pid, signal, %error, "a signal is dropped");
+                return;
+            }
+            if own.mask.contains(signal) && !own.awaited.contains(signal) {
+                return;
+            }
+        }
+        thread.notify();
+    }
+
+    fn pending_limit(&self) -> usize {
+        lock(&self.identity).limit(libc::RLIMIT_SIGPENDING).min(65_536) as usize
+    }
+
+    /// What names its control connection to the relay.
+    pub fn relay_token(&self) -> u64 {
+        self.relay_token.load(Ordering::Relaxed)
+    }
+
+    /// Sets it.
+    pub fn set_relay_token(&self, token: u64) {
+        self.relay_token.store(token, Ordering::Relaxed);
+    }
+
+    /// Signals that descriptors of home (`signalfd`) wait for: they are left with home's kernel.
+    pub fn home_signals(&self) -> SignalSet {
+        SignalSet(self.home_signals.load(Ordering::Relaxed))
+    }
+
+    /// Sets them.
+    pub fn set_home_signals(&self, signals: SignalSet) {
+        self.home_signals.store(signals.0, Ordering::Relaxed);
+    }
+
+    /// CPU time in nanoseconds of all threads, ended ones too.
+    pub fn cpu_time(&self) -> u64 {
+        let running: u64 = self.threads().iter().map(|thread| thread.cpu_time()).sum();
+        running + self.counters.ended_cpu.load(Ordering::Relaxed)
+    }
+
+    /// Whether a refusal of this call is to be logged: the first time.
+    pub fn first_refusal(&self, nr: u32) -> bool {
+        lock(&self.refused).insert(nr)
+    }
+
+    /// Declares that all is over; `true` the first time.
+    pub fn end(&self) -> bool {
+        !self.has_ended.swap(true, Ordering::SeqCst)
+    }
+
+    /// For `mosps`.
+    pub fn status(&self) -> ProcessStatus {
+        let identity = lock(&self.identity).clone();
+        let threads = self.threads();
+        let running = threads.iter().any(|thread| thread.gate.is_inside());
+        let space = self.space();
+        let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        ProcessStatus {
+            pid: self.pid,
+            parent: self.parent,
+            name: lossy(&identity.name),
+            command: identity.argv.iter().map(|argument| lossy(argument)).collect::<Vec<_>>().join(" "),
+            threads: threads.len() as u32,
+            cpu_micros: self.cpu_time() / 1000,
+            resident: space.as_ref().map_or(0, |space| space.resident()),
+            virtual_size: space.as_ref().map_or(0, |space| space.virtual_size()),
+            local_calls: self.counters.local_calls.load(Ordering::Relaxed),
+            forwarded_calls: self.counters.forwarded_calls.load(Ordering::Relaxed),
+            faults: space.as_ref().map_or(0, |space| space.fault_count()),
+            state: if self.is_stopped() {
+                'T'
+            } else if running {
+                'R'
+            } else {
+                'S'
+            },
+            uid: identity.ids.uid,
+        }
+    }
+}
+
+/// Signal state of a new process whose deputy ignores `ignored`.
+pub fn initial_signals(ignored: u64) -> ProcessSignals {
+    let mut actions = [Action::default(); 64];
+    for signal in SignalSet(ignored).blockable().iter() {
+        actions[(signal - 1) as usize].handler = IGNORE;
+    }
+    ProcessSignals { pending: PendingSignals::new(), actions }
+}
+
+/// Signal state of the first thread of a process that blocks `mask`.
+pub fn initial_thread_signals(mask: u64) -> ThreadSignals {
+    ThreadSignals { mask: SignalSet(mask).blockable(), ..ThreadSignals::default() }
+}

@@ -1,0 +1,156 @@
+//! Deputies' control connections: signals that reached them, and their end.
+
+use super::process::{Ending, Process};
+use super::{Kernel, lock};
+use crate::wire::control::{MAX_MESSAGE, ToNode};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{MsgFlags, recv};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+/// Bytes read at once.
+const CHUNK: usize = 4096;
+
+struct Connection {
+    process: Arc<Process>,
+    stream: Arc<UnixStream>,
+    /// What has come of a message that is not whole.
+    partial: Vec<u8>,
+}
+
+#[derive(Default)]
+struct Connections {
+    next: u64,
+    open: HashMap<u64, Arc<Mutex<Connection>>>,
+}
+
+/// Listens to all deputies on one thread.
+pub struct Relay {
+    kernel: Weak<Kernel>,
+    epoll: OnceLock<Epoll>,
+    connections: Mutex<Connections>,
+}
+
+impl Relay {
+    pub(super) fn new(kernel: Weak<Kernel>) -> Self {
+        Self { kernel, epoll: OnceLock::new(), connections: Mutex::default() }
+    }
+
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// If the host refuses.
+    pub fn start(&self) -> io::Result<()> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        if self.epoll.set(epoll).is_err() {
+            return Ok(());
+        }
+        let kernel = self.kernel.clone();
+        std::thread::Builder::new().name("relay".into()).stack_size(256 << 10).spawn(move || {
+            while let Some(kernel) = kernel.upgrade() {
+                kernel.relay.turn();
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Listens to the deputy of `process`.
+    ///
+    /// # Errors
+    /// If the host refuses.
+    pub fn add(&self, process: &Arc<Process>) -> io::Result<()> {
+        let Some(epoll) = self.epoll.get() else { return Err(io::Error::other("the relay does not run")) };
+        let stream = process.control();
+        let mut connections = lock(&self.connections);
+        let token = connections.next;
+        connections.next += 1;
+        epoll.add(&*stream, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
+        process.set_relay_token(token);
+        let connection = Connection { process: process.clone(), stream, partial: Vec::new() };
+        connections.open.insert(token, Arc::new(Mutex::new(connection)));
+        Ok(())
+    }
+
+    /// Takes what the deputy of `process` has sent by now: signals that home's kernel raised before
+    /// it answered a call are seen before the call returns.
+    pub fn drain(&self, process: &Process) {
+        let connection = lock(&self.connections).open.get(&process.relay_token()).cloned();
+        if let Some(connection) = connection {
+            // If it is closed the relay's own thread finds it so.
+            lock(&connection).receive();
+        }
+    }
+
+    fn turn(&self) {
+        let Some(epoll) = self.epoll.get() else { return };
+        let mut events = [EpollEvent::empty(); 64];
+        let count = match epoll.wait(&mut events, EpollTimeout::NONE) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => return,
+            Err(error) => {
+                tracing::error!(%error, "the relay cannot listen");
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                return;
+            }
+        };
+        for event in &events[..count] {
+            self.serve(event.data());
+        }
+    }
+
+    fn serve(&self, token: u64) {
+        let Some(connection) = lock(&self.connections).open.get(&token).cloned() else { return };
+        let mut connection = lock(&connection);
+        if connection.receive() {
+            return;
+        }
+        lock(&self.connections).open.remove(&token);
+        if let Some(epoll) = self.epoll.get()
+            && let Err(error) = epoll.delete(&*connection.stream)
+        {
+            tracing::debug!(%error, "a connection was not listened to");
+        }
+        connection.process.begin_exit(Ending::Lost);
+    }
+}
+
+impl Connection {
+    /// Takes what has come; `false` if nothing will come any more.
+    fn receive(&mut self) -> bool {
+        let mut chunk = [0; CHUNK];
+        match recv(self.stream.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) => return false,
+            Ok(count) => self.partial.extend_from_slice(&chunk[..count]),
+            Err(Errno::EAGAIN | Errno::EINTR) => return true,
+            Err(_) => return false,
+        }
+        loop {
+            let Some(head) = self.partial.first_chunk::<4>() else { return true };
+            let length = u32::from_le_bytes(*head) as usize;
+            if length > MAX_MESSAGE {
+                tracing::warn!(pid = self.process.pid, length, "the deputy sent a message that is too long");
+                return false;
+            }
+            if self.partial.len() < 4 + length {
+                return true;
+            }
+            let message = postcard::from_bytes(&self.partial[4..4 + length]);
+            self.partial.drain(..4 + length);
+            match message {
+                Ok(ToNode::Signal(info)) => {
+                    if (1..=64).contains(&info.signal()) {
+                        self.process.post(info);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(pid = self.process.pid, %error, "the deputy sent what cannot be read");
+                    return false;
+                }
+            }
+        }
+    }
+}

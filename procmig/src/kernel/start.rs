@@ -1,0 +1,127 @@
+//! A deputy asks for a program to be run.
+
+use super::guest::{GuestThread, Start};
+use super::process::{Identity, Process, StackPlaces, initial_signals, initial_thread_signals};
+use super::{Kernel, lock};
+use crate::channel::CallChannel;
+use crate::mm::AddressSpace;
+use crate::mm::layout::Layout;
+use crate::wire::control::Attach;
+use crate::wire::op::Op;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use vmm::user_cpu::initial_fpu;
+
+/// Why a process cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No vCPU.
+    #[error("the node cannot run another thread")]
+    Machine(#[from] vmm::machine::MachineError),
+    /// No memory, or the node is stopping.
+    #[error("the node cannot take another process: {}", .0.desc())]
+    Refused(nix::errno::Errno),
+    /// No descriptor.
+    #[error("the host has no resources left")]
+    Host(#[from] std::io::Error),
+}
+
+impl Kernel {
+    /// Starts a process for the deputy at the other ends of `control` and `call`.
+    ///
+    /// # Errors
+    /// See [`StartError`]; the connections are closed then.
+    pub fn start_process(
+        self: &Arc<Self>,
+        attach: Attach,
+        control: UnixStream,
+        call: UnixStream,
+    ) -> Result<(), StartError> {
+        let worker = self.pool.acquire()?;
+        let made = self.make_process(&attach, control);
+        let (process, space) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                self.pool.release(worker);
+                return Err(error);
+            }
+        };
+        let signals = initial_thread_signals(attach.blocked_signals);
+        let channel = CallChannel::new(call);
+        let entered = GuestThread::enter(&process, process.pid, signals, &worker, channel, space);
+        let Some(mut guest) = entered else {
+            self.pool.release(worker);
+            return Err(StartError::Refused(nix::errno::Errno::EAGAIN));
+        };
+        worker.run(move |cpu| {
+            let Attach { program, argv, environment, .. } = attach;
+            match guest.exec(cpu, libc::AT_FDCWD, &program, argv, environment, 0) {
+                Ok(()) => {
+                    let start = Start { regs: *cpu.regs(), bases: (0, 0), fpu: initial_fpu(), child_tid: None };
+                    guest.run(cpu, start)
+                }
+                Err(error) => {
+                    let refusal = Op::Refuse { status: error.status(), message: error.to_string() };
+                    guest.abandon(cpu, &refusal)
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn make_process(
+        self: &Arc<Self>,
+        attach: &Attach,
+        control: UnixStream,
+    ) -> Result<(Arc<Process>, Arc<AddressSpace>), StartError> {
+        let layout = Layout::new(0, None);
+        let space = AddressSpace::new(self.machine.clone(), layout, u64::MAX).map_err(StartError::Refused)?;
+        let identity = Identity {
+            name: Vec::new(),
+            argv: attach.argv.clone(),
+            executable: attach.program.clone(),
+            ids: attach.ids,
+            auxiliary: Vec::new(),
+            places: StackPlaces::default(),
+            limits: attach.limits.iter().map(|&(resource, soft, hard)| (resource, (soft, hard))).collect(),
+        };
+        let process = Process::new(
+            self.clone(),
+            attach.pid,
+            parent_of(attach.pid),
+            Some(space.clone()),
+            initial_signals(attach.ignored_signals),
+            identity,
+            Arc::new(control),
+            attach.trace,
+        );
+        self.enter(&process).map_err(StartError::Refused)?;
+        if let Err(error) = self.relay.add(&process) {
+            self.leave(&process);
+            return Err(error.into());
+        }
+        Ok((process, space))
+    }
+
+    /// Starts the node's own threads.
+    ///
+    /// # Errors
+    /// If the host refuses.
+    pub fn run(self: &Arc<Self>) -> std::io::Result<()> {
+        self.relay.start()?;
+        self.timers.start(self)?;
+        super::housekeeping::start(self)
+    }
+
+    /// Guest threads.
+    pub fn thread_count(&self) -> usize {
+        lock(&self.processes).values().map(|process| process.threads().len()).sum()
+    }
+}
+
+/// The parent of a process of this host; 0 if it cannot be told.
+fn parent_of(pid: i32) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
+    after.split_whitespace().nth(1).and_then(|parent| parent.parse().ok()).unwrap_or(0)
+}

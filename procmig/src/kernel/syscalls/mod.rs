@@ -1,0 +1,203 @@
+//! System calls: served here, forwarded home, or refused, as the table says.
+
+mod forward;
+pub mod futex;
+mod info;
+mod limits;
+mod masks;
+mod memory;
+mod processes;
+mod scheduling;
+mod signals;
+mod sleep;
+mod time;
+mod waiting;
+
+pub use forward::forward_with_path;
+pub use info::random_bytes;
+
+use super::deliver::RestartKind;
+use super::guest::{GuestThread, failure};
+use super::proc_files;
+use crate::calls::{self, Class};
+use nix::errno::Errno;
+use std::sync::atomic::Ordering;
+use vmm::user_cpu::UserCpu;
+
+/// How a system call ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// With this value in RAX.
+    Return(i64),
+    /// A signal, or something else that is to be looked at first, broke it off.
+    Restart(RestartKind),
+    /// All registers are new (`execve`, `rt_sigreturn`).
+    Replaced,
+    /// The thread ends.
+    End,
+}
+
+/// What most calls give.
+pub type CallResult = Result<u64, Errno>;
+
+impl From<CallResult> for Outcome {
+    fn from(result: CallResult) -> Self {
+        Self::Return(match result {
+            Ok(value) => value as i64,
+            Err(errno) => failure(errno),
+        })
+    }
+}
+
+/// Serves the system call `nr` whose arguments are in the registers.
+pub fn dispatch(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64) -> Outcome {
+    let regs = cpu.regs();
+    let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
+    let outcome = serve(guest, cpu, nr, &args);
+    if guest.process.trace {
+        forward::trace(guest, cpu, nr, &args, outcome);
+    }
+    outcome
+}
+
+fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -> Outcome {
+    let number = nr as i64;
+    let local = |guest: &GuestThread| {
+        guest.process.counters.local_calls.fetch_add(1, Ordering::Relaxed);
+    };
+    let served = match number {
+        libc::SYS_rt_sigprocmask => signals::sigprocmask(guest, cpu, args).into(),
+        libc::SYS_futex => futex::futex(guest, cpu, args),
+        libc::SYS_clock_gettime => time::clock_gettime(guest, cpu, args).into(),
+        libc::SYS_gettimeofday => time::gettimeofday(guest, cpu, args).into(),
+        libc::SYS_time => time::time(guest, cpu, args).into(),
+        libc::SYS_clock_getres => time::clock_getres(guest, cpu, args).into(),
+        libc::SYS_nanosleep => sleep::nanosleep(guest, cpu, args),
+        libc::SYS_clock_nanosleep => sleep::clock_nanosleep(guest, cpu, args),
+        libc::SYS_pause => sleep::pause(guest),
+        libc::SYS_getitimer => time::getitimer(guest, cpu, args).into(),
+        libc::SYS_setitimer => time::setitimer(guest, cpu, args).into(),
+        libc::SYS_alarm => time::alarm(guest, args).into(),
+        libc::SYS_timer_create => time::timer_create(guest, cpu, args).into(),
+        libc::SYS_timer_settime => time::timer_settime(guest, cpu, args).into(),
+        libc::SYS_timer_gettime => time::timer_gettime(guest, cpu, args).into(),
+        libc::SYS_timer_getoverrun => time::timer_getoverrun(guest, args).into(),
+        libc::SYS_timer_delete => time::timer_delete(guest, args).into(),
+        libc::SYS_getrusage if args[0] as i32 == libc::RUSAGE_CHILDREN => {
+            return waiting::children_usage(guest, cpu, args);
+        }
+        libc::SYS_getrusage => info::getrusage(guest, cpu, args).into(),
+        libc::SYS_wait4 | libc::SYS_waitid => return waiting::wait(guest, cpu, nr as u32, args),
+        libc::SYS_times => info::times(guest, cpu, args).into(),
+        libc::SYS_mmap => memory::mmap(guest, cpu, args).into(),
+        libc::SYS_munmap => memory::munmap(guest, cpu, args).into(),
+        libc::SYS_mprotect => memory::mprotect(guest, cpu, args).into(),
+        libc::SYS_pkey_mprotect => memory::pkey_mprotect(guest, cpu, args).into(),
+        libc::SYS_brk => memory::brk(guest, cpu, args).into(),
+        libc::SYS_mremap => memory::mremap(guest, cpu, args).into(),
+        libc::SYS_madvise => memory::madvise(guest, cpu, args).into(),
+        libc::SYS_mincore => memory::mincore(guest, cpu, args).into(),
+        libc::SYS_msync => memory::msync(guest, cpu, args).into(),
+        libc::SYS_mlock | libc::SYS_mlock2 => memory::mlock(guest, args, true).into(),
+        libc::SYS_munlock => memory::mlock(guest, args, false).into(),
+        libc::SYS_mlockall | libc::SYS_munlockall => Outcome::Return(0),
+        libc::SYS_mbind | libc::SYS_set_mempolicy => Outcome::Return(0),
+        libc::SYS_get_mempolicy => memory::get_mempolicy(guest, cpu, args).into(),
+        libc::SYS_rt_sigaction => signals::sigaction(guest, cpu, args).into(),
+        libc::SYS_rt_sigreturn => signals::sigreturn(guest, cpu),
+        libc::SYS_rt_sigpending => signals::sigpending(guest, cpu, args).into(),
+        libc::SYS_rt_sigtimedwait => sleep::sigtimedwait(guest, cpu, args),
+        libc::SYS_rt_sigsuspend => sleep::sigsuspend(guest, cpu, args),
+        libc::SYS_rt_sigqueueinfo => signals::sigqueueinfo(guest, cpu, args),
+        libc::SYS_rt_tgsigqueueinfo => signals::tgsigqueueinfo(guest, cpu, args),
+        libc::SYS_sigaltstack => signals::sigaltstack(guest, cpu, args).into(),
+        libc::SYS_kill => signals::kill(guest, cpu, args),
+        libc::SYS_tkill => signals::tgkill(guest, cpu, nr, 0, args[0], args[1]),
+        libc::SYS_tgkill => signals::tgkill(guest, cpu, nr, args[0], args[1], args[2]),
+        libc::SYS_clone => processes::clone(guest, cpu, args),
+        libc::SYS_clone3 => processes::clone3(guest, cpu, args),
+        libc::SYS_fork => processes::fork(guest, cpu),
+        libc::SYS_vfork => processes::vfork(guest, cpu),
+        libc::SYS_execve => processes::execve(guest, cpu, args),
+        libc::SYS_execveat => processes::execveat(guest, cpu, args),
+        libc::SYS_exit => processes::exit(guest, args),
+        libc::SYS_exit_group => processes::exit_group(guest, args),
+        libc::SYS_set_tid_address => info::set_tid_address(guest, args).into(),
+        libc::SYS_set_robust_list => futex::set_robust_list(guest, args).into(),
+        libc::SYS_get_robust_list => futex::get_robust_list(guest, cpu, args).into(),
+        libc::SYS_gettid => Outcome::Return(i64::from(guest.thread.tid())),
+        libc::SYS_getpid => Outcome::Return(i64::from(guest.process.pid)),
+        libc::SYS_getuid | libc::SYS_geteuid | libc::SYS_getgid | libc::SYS_getegid => info::user(guest, number),
+        libc::SYS_arch_prctl => info::arch_prctl(guest, cpu, args).into(),
+        libc::SYS_getrandom => info::getrandom(guest, cpu, args).into(),
+        libc::SYS_getcpu => info::getcpu(guest, cpu, args).into(),
+        libc::SYS_personality => info::personality(args).into(),
+        libc::SYS_membarrier => info::membarrier(guest, args).into(),
+        libc::SYS_rseq => Err(Errno::ENOSYS).into(),
+        libc::SYS_restart_syscall => Err(Errno::EINTR).into(),
+        libc::SYS_fadvise64 => Outcome::Return(0),
+        libc::SYS_prctl if info::is_local_prctl(args[0]) => info::prctl(guest, cpu, args).into(),
+        libc::SYS_getrlimit if limits::is_local(args[0]) => limits::getrlimit(guest, cpu, args).into(),
+        libc::SYS_setrlimit if limits::is_local(args[0]) => limits::setrlimit(guest, cpu, args).into(),
+        libc::SYS_prlimit64 if limits::is_own(guest, args) => limits::prlimit(guest, cpu, args).into(),
+        libc::SYS_sched_yield => scheduling::sched_yield(),
+        libc::SYS_sched_getaffinity => scheduling::getaffinity(guest, cpu, args).into(),
+        libc::SYS_sched_setaffinity => scheduling::setaffinity(guest, cpu, args).into(),
+        libc::SYS_sched_getscheduler => Outcome::Return(0),
+        libc::SYS_sched_setscheduler => scheduling::setscheduler(guest, cpu, args[1], args[2]).into(),
+        libc::SYS_sched_setparam => scheduling::setscheduler(guest, cpu, 0, args[1]).into(),
+        libc::SYS_sched_getparam => scheduling::getparam(guest, cpu, args).into(),
+        libc::SYS_sched_get_priority_max | libc::SYS_sched_get_priority_min => {
+            scheduling::priority(args, number == libc::SYS_sched_get_priority_max).into()
+        }
+        libc::SYS_sched_rr_get_interval => scheduling::rr_interval(guest, cpu, args).into(),
+        libc::SYS_ppoll | libc::SYS_pselect6 | libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2 => {
+            return masks::with_mask(guest, cpu, nr as u32, args);
+        }
+        libc::SYS_signalfd | libc::SYS_signalfd4 => return signals::signalfd(guest, cpu, nr as u32, args),
+        libc::SYS_open
+        | libc::SYS_openat
+        | libc::SYS_openat2
+        | libc::SYS_readlink
+        | libc::SYS_readlinkat
+        | libc::SYS_stat
+        | libc::SYS_newfstatat
+        | libc::SYS_statx
+        | libc::SYS_access
+        | libc::SYS_faccessat
+        | libc::SYS_faccessat2 => match proc_files::serve(guest, cpu, number, args) {
+            Some(outcome) => outcome,
+            None => return forward::forward(guest, cpu, nr as u32, args),
+        },
+        libc::SYS_setuid
+        | libc::SYS_setgid
+        | libc::SYS_setreuid
+        | libc::SYS_setregid
+        | libc::SYS_setresuid
+        | libc::SYS_setresgid => return info::change_user(guest, cpu, nr as u32, args),
+        _ => return by_table(guest, cpu, nr, args),
+    };
+    local(guest);
+    served
+}
+
+/// Calls that the table alone decides.
+fn by_table(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -> Outcome {
+    let row = u32::try_from(nr).ok().and_then(calls::row);
+    match row.map(|row| (row.class, row.form())) {
+        Some((Class::Forward(_) | Class::Split(Some(_)), _)) => forward::forward(guest, cpu, nr as u32, args),
+        Some((Class::Refuse(errno), _)) => refuse(guest, nr, errno),
+        Some((Class::Local | Class::Split(None), _)) | None => refuse(guest, nr, Errno::ENOSYS),
+    }
+}
+
+/// The errno of a kernel without the feature, and a line in the log.
+fn refuse(guest: &GuestThread, nr: u64, errno: Errno) -> Outcome {
+    guest.process.counters.local_calls.fetch_add(1, Ordering::Relaxed);
+    if guest.process.first_refusal(nr as u32) {
+        let name = u32::try_from(nr).ok().and_then(calls::name).unwrap_or("unknown");
+        let program = String::from_utf8_lossy(&super::lock(&guest.process.identity).name).into_owned();
+        tracing::info!(call = name, nr, program, pid = guest.process.pid, errno = %errno, "a call is not served");
+    }
+    Err(errno).into()
+}

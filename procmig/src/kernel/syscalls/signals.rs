@@ -1,0 +1,279 @@
+//! Signal calls.
+
+use super::{CallResult, Outcome, forward};
+use crate::kernel::guest::{GuestThread, failure};
+use crate::kernel::lock;
+use crate::kernel::process::{Action, DEFAULT, IGNORE};
+use crate::signal::altstack::{AltStack, MIN_SIZE};
+use crate::signal::frame;
+use crate::signal::info;
+use crate::signal::set::{DefaultAction, SignalSet, default_action};
+use crate::usermem::UserMemory;
+use crate::wire::control::SigInfo;
+use crate::wire::op::{Disposition, Op};
+use nix::errno::Errno;
+use vmm::addr::GuestVirtAddr;
+use vmm::user_cpu::UserCpu;
+
+/// Bytes of a kernel signal set.
+const SET_SIZE: u64 = 8;
+
+pub fn sigprocmask(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> CallResult {
+    if args[3] != SET_SIZE {
+        return Err(Errno::EINVAL);
+    }
+    let wanted = match args[1] {
+        0 => None,
+        at => Some(SignalSet(guest.with_memory(cpu, |memory| memory.read_u64(GuestVirtAddr(at)))?)),
+    };
+    let (old, new) = {
+        let mut own = lock(&guest.thread.signals);
+        let old = own.mask;
+        if let Some(set) = wanted {
+            let mask = match args[0] as i32 {
+                libc::SIG_BLOCK => old | set,
+                libc::SIG_UNBLOCK => old & !set,
+                libc::SIG_SETMASK => set,
+                _ => return Err(Errno::EINVAL),
+            };
+            own.mask = mask.blockable();
+        }
+        (old, own.mask)
+    };
+    if args[2] != 0 {
+        guest.with_memory(cpu, |memory| memory.write_u64(GuestVirtAddr(args[2]), old.0))?;
+    }
+    if !(old & !new).is_empty() {
+        guest.mask_changed();
+    }
+    Ok(0)
+}
+
+pub fn sigaction(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> CallResult {
+    let signal = args[0] as i32;
+    if args[3] != SET_SIZE || !(1..=64).contains(&signal) {
+        return Err(Errno::EINVAL);
+    }
+    let new = match args[1] {
+        0 => None,
+        at => {
+            if SignalSet::UNBLOCKABLE.contains(signal) {
+                return Err(Errno::EINVAL);
+            }
+            let mut words = [0; 32];
+            guest.with_memory(cpu, |memory| memory.read(GuestVirtAddr(at), &mut words))?;
+            let word = |i: usize| u64::from_le_bytes(words[i * 8..i * 8 + 8].try_into().expect("8 bytes"));
+            Some(Action { handler: word(0), flags: word(1), restorer: word(2), mask: SignalSet(word(3)).blockable() })
+        }
+    };
+    let old = {
+        let mut signals = lock(&guest.process.signals);
+        let old = signals.action(signal);
+        if let Some(new) = new {
+            signals.actions[(signal - 1) as usize] = new;
+            if signals.ignores(signal) {
+                signals.pending.discard(SignalSet::of(&[signal]));
+                for thread in guest.process.threads() {
+                    lock(&thread.signals).pending.discard(SignalSet::of(&[signal]));
+                }
+            }
+        }
+        old
+    };
+    if let Some(new) = new {
+        tell_home(guest, signal, &old, &new);
+    }
+    if args[2] != 0 {
+        let mut words = [0; 32];
+        for (slot, word) in words.chunks_exact_mut(8).zip([old.handler, old.flags, old.restorer, old.mask.0]) {
+            slot.copy_from_slice(&word.to_le_bytes());
+        }
+        guest.with_memory(cpu, |memory| memory.write(GuestVirtAddr(args[2]), &words))?;
+    }
+    Ok(0)
+}
+
+fn disposition(action: &Action) -> Disposition {
+    match action.handler {
+        DEFAULT => Disposition::Default,
+        IGNORE => Disposition::Ignore,
+        _ => Disposition::Catch,
+    }
+}
+
+/// Home's kernel must know what it acts on itself. Whether a signal that it only passes on is caught
+/// or does its default makes no difference there, except for job control.
+fn tell_home(guest: &mut GuestThread, signal: i32, old: &Action, new: &Action) {
+    const NO_CHILD_WAIT: u64 = libc::SA_NOCLDWAIT as u64 | libc::SA_NOCLDSTOP as u64;
+    let (before, after) = (disposition(old), disposition(new));
+    let acts = |disposition| match disposition {
+        Disposition::Catch if !SignalSet::STOPPING.contains(signal) => Disposition::Default,
+        other => other,
+    };
+    let child_flags = signal == libc::SIGCHLD && (old.flags ^ new.flags) & NO_CHILD_WAIT != 0;
+    if acts(before) == acts(after) && !child_flags {
+        return;
+    }
+    // If the deputy is gone the process ends at the next turn.
+    let _ = guest.op(&Op::SetDisposition { signal: signal as u32, disposition: after });
+}
+
+pub fn sigreturn(guest: &mut GuestThread, cpu: &mut UserCpu) -> Outcome {
+    let regs = *cpu.regs();
+    let altstack = lock(&guest.thread.signals).altstack;
+    let layout = guest.kernel().fpu;
+    let restored = guest.with_memory(cpu, |memory| frame::restore(memory, &regs, altstack, layout));
+    let loaded = restored.ok().and_then(|restored| {
+        let state = restored.xsave.clone().unwrap_or_else(vmm::user_cpu::initial_fpu);
+        cpu.set_fpu(&state).ok()?;
+        Some(restored)
+    });
+    match loaded {
+        Some(restored) => {
+            *cpu.regs_mut() = restored.regs;
+            {
+                let mut own = lock(&guest.thread.signals);
+                own.mask = restored.mask;
+                own.altstack = restored.altstack;
+            }
+            guest.mask_changed();
+        }
+        None => guest.force(info::kernel(libc::SIGSEGV)),
+    }
+    Outcome::Replaced
+}
+
+pub fn sigpending(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> CallResult {
+    if args[1] > SET_SIZE {
+        return Err(Errno::EINVAL);
+    }
+    let set = {
+        let signals = lock(&guest.process.signals);
+        let own = lock(&guest.thread.signals);
+        (own.pending.set() | signals.pending.set()) & own.mask
+    };
+    guest.with_memory(cpu, |memory| memory.write(GuestVirtAddr(args[0]), &set.0.to_le_bytes()[..args[1] as usize]))?;
+    Ok(0)
+}
+
+pub fn sigaltstack(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> CallResult {
+    let stack_pointer = GuestVirtAddr(cpu.regs().rsp);
+    let wanted = match args[0] {
+        0 => None,
+        at => {
+            let mut bytes = [0; AltStack::SIZE];
+            guest.with_memory(cpu, |memory| memory.read(GuestVirtAddr(at), &mut bytes))?;
+            Some(AltStack::from_bytes(&bytes))
+        }
+    };
+    let old = {
+        let mut own = lock(&guest.thread.signals);
+        let old = own.altstack.reported(stack_pointer);
+        if let Some(wanted) = wanted {
+            own.altstack.set(wanted, stack_pointer, MIN_SIZE)?;
+        }
+        old
+    };
+    if args[1] != 0 {
+        guest.with_memory(cpu, |memory| memory.write(GuestVirtAddr(args[1]), &old.to_bytes()))?;
+    }
+    Ok(0)
+}
+
+/// Whether home's kernel must act on a signal that the process sends to itself.
+fn acts_at_home(guest: &GuestThread, signal: i32) -> bool {
+    let stops =
+        lock(&guest.process.signals).action(signal).handler == DEFAULT && default_action(signal) == DefaultAction::Stop;
+    let awaited = guest.process.home_signals().contains(signal) && lock(&guest.thread.signals).mask.contains(signal);
+    SignalSet::UNBLOCKABLE.contains(signal) || stops || signal == libc::SIGCONT || awaited
+}
+
+/// The descriptor is home's, and so are from now on the signals that it waits for.
+pub fn signalfd(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u32, args: &[u64; 6]) -> Outcome {
+    let set = guest.with_memory(cpu, |memory| memory.read_u64(GuestVirtAddr(args[1])));
+    let outcome = forward::forward(guest, cpu, nr, args);
+    if let (Ok(set), Outcome::Return(0..)) = (set, outcome) {
+        guest.process.set_home_signals(guest.process.home_signals() | SignalSet(set).blockable());
+    }
+    outcome
+}
+
+pub fn kill(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Outcome {
+    let (pid, signal) = (args[0] as i32, args[1] as i32);
+    let own = pid == guest.process.pid && (1..=64).contains(&signal);
+    if !own || acts_at_home(guest, signal) {
+        return forward::forward(guest, cpu, libc::SYS_kill as u32, args);
+    }
+    let uid = lock(&guest.process.identity).ids.uid;
+    // To this thread if it takes it, so that the signal is there before the call returns.
+    let info = info::kill(signal, pid, uid);
+    guest.process.post(info);
+    Outcome::Return(0)
+}
+
+pub fn tgkill(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, group: u64, tid: u64, signal: u64) -> Outcome {
+    let (group, tid, signal) = (group as i32, tid as i32, signal as i32);
+    let is_tkill = nr as i64 == libc::SYS_tkill;
+    if tid <= 0 || (!is_tkill && group <= 0) || !(0..=64).contains(&signal) {
+        return Err(Errno::EINVAL).into();
+    }
+    let target = if is_tkill || group == guest.process.pid { guest.process.thread(tid) } else { None };
+    let Some(target) = target else {
+        let args = if is_tkill {
+            [tid as u64, signal as u64, 0, 0, 0, 0]
+        } else {
+            [group as u64, tid as u64, signal as u64, 0, 0, 0]
+        };
+        return forward::forward(guest, cpu, nr as u32, &args);
+    };
+    if signal == 0 {
+        return Outcome::Return(0);
+    }
+    if acts_at_home(guest, signal) {
+        if guest.process.home_signals().contains(signal) {
+            let args = [guest.process.pid as u64, tid as u64, signal as u64, 0, 0, 0];
+            return forward::forward(guest, cpu, libc::SYS_tgkill as u32, &args);
+        }
+        let args = [guest.process.pid as u64, signal as u64, 0, 0, 0, 0];
+        return forward::forward(guest, cpu, libc::SYS_kill as u32, &args);
+    }
+    let uid = lock(&guest.process.identity).ids.uid;
+    guest.process.post_to(&target, info::tgkill(signal, guest.process.pid, uid));
+    Outcome::Return(0)
+}
+
+fn read_info(guest: &GuestThread, cpu: &mut UserCpu, at: u64, signal: i32) -> Result<SigInfo, Errno> {
+    let mut bytes = [0; crate::wire::call::SIGINFO_SIZE];
+    guest.with_memory(cpu, |memory| memory.read(GuestVirtAddr(at), &mut bytes))?;
+    bytes[..4].copy_from_slice(&signal.to_le_bytes());
+    Ok(SigInfo(bytes))
+}
+
+pub fn sigqueueinfo(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Outcome {
+    let (pid, signal) = (args[0] as i32, args[1] as i32);
+    if pid != guest.process.pid || !(1..=64).contains(&signal) || acts_at_home(guest, signal) {
+        return forward::forward(guest, cpu, libc::SYS_rt_sigqueueinfo as u32, args);
+    }
+    match read_info(guest, cpu, args[2], signal) {
+        Ok(info) => {
+            guest.process.post(info);
+            Outcome::Return(0)
+        }
+        Err(errno) => Outcome::Return(failure(errno)),
+    }
+}
+
+pub fn tgsigqueueinfo(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Outcome {
+    let (group, tid, signal) = (args[0] as i32, args[1] as i32, args[2] as i32);
+    let target = if group == guest.process.pid { guest.process.thread(tid) } else { None };
+    let Some(target) = target.filter(|_| (1..=64).contains(&signal) && !acts_at_home(guest, signal)) else {
+        return forward::forward(guest, cpu, libc::SYS_rt_tgsigqueueinfo as u32, args);
+    };
+    match read_info(guest, cpu, args[3], signal) {
+        Ok(info) => {
+            guest.process.post_to(&target, info);
+            Outcome::Return(0)
+        }
+        Err(errno) => Outcome::Return(failure(errno)),
+    }
+}

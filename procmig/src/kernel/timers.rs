@@ -1,0 +1,292 @@
+//! Timers of guest processes: one host thread for the node.
+
+use super::process::Process;
+use super::thread::Thread;
+use super::{Kernel, lock};
+use crate::signal::info;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+/// Most POSIX timers of a process.
+const MAX_TIMERS: usize = 4096;
+/// How often a timer of CPU time is looked at, at most: as a kernel's tick.
+const TICK: u64 = 4_000_000;
+
+/// What a timer counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counts {
+    /// Time of the host's monotonic clock.
+    Time,
+    /// CPU time of the process.
+    Cpu,
+}
+
+/// What a timer does when it expires.
+#[derive(Debug, Clone)]
+pub enum Notice {
+    /// Nothing.
+    None,
+    /// Signal to the process; the value for `si_value`.
+    Process {
+        /// 1..=64
+        signal: i32,
+        /// As `timer_create` was given.
+        value: u64,
+    },
+    /// Signal to a thread.
+    Thread {
+        /// 1..=64
+        signal: i32,
+        /// As `timer_create` was given.
+        value: u64,
+        /// The thread.
+        tid: i32,
+    },
+}
+
+/// One timer. Times are nanoseconds of what it counts.
+#[derive(Debug, Clone)]
+pub struct Timer {
+    /// What it counts.
+    pub counts: Counts,
+    /// The clock that its creator named.
+    pub clock: libc::clockid_t,
+    /// What it does.
+    pub notice: Notice,
+    /// When it expires next; `None` if it is not armed.
+    pub deadline: Option<u64>,
+    /// Period; 0 for once.
+    pub interval: u64,
+    /// Expirations since the last signal was queued, less one.
+    pub overrun: i32,
+    /// Arming changes it, so that an old entry of the queue does nothing.
+    generation: u64,
+}
+
+impl Timer {
+    /// A timer that is not armed.
+    pub fn new(counts: Counts, clock: libc::clockid_t, notice: Notice) -> Self {
+        Self { counts, clock, notice, deadline: None, interval: 0, overrun: 0, generation: 0 }
+    }
+}
+
+/// Timers of `setitimer` have these numbers.
+pub mod interval {
+    /// `ITIMER_REAL`
+    pub const REAL: i32 = -1;
+    /// `ITIMER_VIRTUAL`
+    pub const VIRTUAL: i32 = -2;
+    /// `ITIMER_PROF`
+    pub const PROF: i32 = -3;
+}
+
+/// Timers of a process, by number: those of `timer_create` from 0 on.
+#[derive(Debug, Default)]
+pub struct ProcessTimers {
+    timers: HashMap<i32, Timer>,
+    next: i32,
+    generation: u64,
+}
+
+impl ProcessTimers {
+    /// The timer with this number.
+    pub fn get(&self, id: i32) -> Option<&Timer> {
+        self.timers.get(&id)
+    }
+
+    /// Makes a POSIX timer; `None` if there are too many.
+    pub fn create(&mut self, timer: Timer) -> Option<i32> {
+        if self.timers.len() >= MAX_TIMERS {
+            return None;
+        }
+        while self.timers.contains_key(&self.next) {
+            self.next = (self.next + 1) & 0x7fff_ffff;
+        }
+        let id = self.next;
+        self.next = (self.next + 1) & 0x7fff_ffff;
+        self.timers.insert(id, timer);
+        Some(id)
+    }
+
+    /// Makes the timer of `setitimer` with this number, if it is not there.
+    pub fn ensure(&mut self, id: i32, timer: Timer) {
+        self.timers.entry(id).or_insert(timer);
+    }
+
+    /// Has the signal of a timer that was made without `sigevent` carry the timer's number.
+    pub fn set_default_value(&mut self, id: i32) {
+        if let Some(Timer { notice: Notice::Process { value, .. }, .. }) = self.timers.get_mut(&id) {
+            *value = id as u64;
+        }
+    }
+
+    /// Deletes a timer; `false` if there is none.
+    pub fn delete(&mut self, id: i32) -> bool {
+        self.timers.remove(&id).is_some()
+    }
+
+    /// Deletes the POSIX timers (`exec`).
+    pub fn delete_posix(&mut self) {
+        self.timers.retain(|&id, _| id < 0);
+    }
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Due {
+    at: Instant,
+    pid: i32,
+    id: i32,
+    generation: u64,
+}
+
+/// The queue of a node's deadlines.
+pub struct Timers {
+    queue: Mutex<BinaryHeap<Reverse<Due>>>,
+    changed: Condvar,
+}
+
+/// Nanoseconds of the host's monotonic clock.
+pub fn monotonic() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is the place that the call writes to.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+fn count(process: &Process, counts: Counts) -> u64 {
+    match counts {
+        Counts::Time => monotonic(),
+        Counts::Cpu => process.cpu_time(),
+    }
+}
+
+impl Timers {
+    pub(super) fn new() -> Self {
+        Self { queue: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// If the host refuses.
+    pub fn start(&self, kernel: &Arc<Kernel>) -> io::Result<()> {
+        let kernel: Weak<Kernel> = Arc::downgrade(kernel);
+        std::thread::Builder::new().name("timers".into()).stack_size(256 << 10).spawn(move || {
+            while let Some(kernel) = kernel.upgrade() {
+                kernel.timers.turn(&kernel);
+            }
+        })?;
+        Ok(())
+    }
+
+    fn turn(&self, kernel: &Kernel) {
+        let mut queue = lock(&self.queue);
+        let now = Instant::now();
+        match queue.peek() {
+            Some(Reverse(due)) if due.at <= now => {
+                let Reverse(due) = queue.pop().expect("just seen");
+                drop(queue);
+                if let Some(process) = kernel.process(due.pid) {
+                    self.expire(&process, &due);
+                }
+            }
+            first => {
+                let wait = first.map_or(Duration::from_secs(3600), |Reverse(due)| due.at - now);
+                drop(self.changed.wait_timeout(queue, wait));
+            }
+        }
+    }
+
+    fn expire(&self, process: &Arc<Process>, due: &Due) {
+        let (notice, overrun) = {
+            let mut timers = lock(&process.timers);
+            let Some(timer) = timers.timers.get_mut(&due.id).filter(|timer| timer.generation == due.generation) else {
+                return;
+            };
+            let Some(deadline) = timer.deadline else { return };
+            let now = count(process, timer.counts);
+            if now < deadline {
+                // CPU time passes slower than time.
+                self.push(process.pid, due.id, due.generation, deadline - now, timer.counts);
+                return;
+            }
+            let mut missed = 0;
+            timer.deadline = None;
+            if let Some(periods) = (now - deadline).checked_div(timer.interval) {
+                missed = periods.min(i32::MAX as u64) as i32;
+                let next = deadline + (missed as u64 + 1) * timer.interval;
+                timer.deadline = Some(next);
+                self.push(process.pid, due.id, due.generation, next - now, timer.counts);
+            }
+            timer.overrun = missed;
+            (timer.notice.clone(), missed)
+        };
+        let make = |signal, value| {
+            if due.id < 0 { info::kernel(signal) } else { info::timer(signal, due.id, overrun, value) }
+        };
+        match notice {
+            Notice::None => {}
+            Notice::Process { signal, value } => process.post(make(signal, value)),
+            Notice::Thread { signal, value, tid } => match process.thread(tid) {
+                Some(thread) => process.post_to(&thread, make(signal, value)),
+                None => tracing::debug!(tid, "a timer's thread has ended"),
+            },
+        }
+    }
+
+    fn push(&self, pid: i32, id: i32, generation: u64, wait: u64, counts: Counts) {
+        let wait = if counts == Counts::Cpu { wait.max(TICK) } else { wait };
+        let at = Instant::now() + Duration::from_nanos(wait);
+        let mut queue = lock(&self.queue);
+        let first = queue.peek().is_none_or(|Reverse(due)| at < due.at);
+        queue.push(Reverse(Due { at, pid, id, generation }));
+        drop(queue);
+        if first {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Arms a timer `value` nanoseconds from now, or at `value` if `absolute`; 0 disarms it. Returns
+    /// what was left of it, and its old period; `None` if there is no such timer.
+    pub fn arm(&self, process: &Process, id: i32, value: u64, absolute: bool, interval: u64) -> Option<(u64, u64)> {
+        let mut timers = lock(&process.timers);
+        timers.generation += 1;
+        let generation = timers.generation;
+        let timer = timers.timers.get_mut(&id)?;
+        let now = count(process, timer.counts);
+        let old = left(timer, now);
+        timer.generation = generation;
+        timer.interval = interval;
+        timer.overrun = 0;
+        timer.deadline = (value != 0).then(|| if absolute { value } else { now.saturating_add(value) });
+        if let Some(deadline) = timer.deadline {
+            self.push(process.pid, id, generation, deadline.saturating_sub(now), timer.counts);
+        }
+        Some(old)
+    }
+
+    /// What is left of a timer and its period, in nanoseconds; `None` if there is no such timer.
+    pub fn look(&self, process: &Process, id: i32) -> Option<(u64, u64)> {
+        let timers = lock(&process.timers);
+        let timer = timers.timers.get(&id)?;
+        Some(left(timer, count(process, timer.counts)))
+    }
+
+    /// The process has ended.
+    pub fn forget(&self, process: &Process) {
+        *lock(&process.timers) = ProcessTimers::default();
+    }
+}
+
+fn left(timer: &Timer, now: u64) -> (u64, u64) {
+    // An armed timer that is about to expire has at least a nanosecond left.
+    (timer.deadline.map_or(0, |deadline| deadline.saturating_sub(now).max(1)), timer.interval)
+}
+
+/// The signal's target must be a thread of the process.
+pub fn is_thread_of(process: &Process, tid: i32) -> bool {
+    process.thread(tid).is_some_and(|thread: Arc<Thread>| thread.tid() == tid)
+}

@@ -1,0 +1,178 @@
+//! A node VM as a process: what `skeind` starts.
+
+use crate::kernel::{Kernel, KernelError};
+use crate::wire::control::{MAX_MESSAGE, MAX_REQUEST, NodeReply, NodeRequest, NodeStatus, VERSION};
+use crate::wire::frame::{self, FrameError};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant};
+use vmm::addr::PAGE_SIZE;
+use vmm::hypervisor::HypervisorError;
+use vmm::machine::{Machine, MachineError};
+
+/// Workers that are made before the node is ready.
+const WARM_WORKERS: usize = 2;
+/// How long a peer may take to say what it wants.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How a node is set up.
+#[derive(Debug)]
+pub struct NodeConfig {
+    /// Its name, unique on its host.
+    pub name: String,
+    /// Guest RAM in bytes.
+    pub memory: u64,
+    /// Where deputies and `skeind` connect, already listening.
+    pub listener: UnixListener,
+    /// One line is written here when the node is ready, then it is closed: `ready`, or `error: ` and a sentence.
+    pub ready: Option<OwnedFd>,
+}
+
+/// Why a node cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// No hypervisor.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    /// No VM.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// No kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The host refused a thread, or the listening socket failed.
+    #[error("the host refused the node's threads or socket")]
+    Io(#[from] io::Error),
+}
+
+/// Runs a node until it is stopped.
+///
+/// # Errors
+/// If the VM cannot be made; who waits at `ready` is told, too.
+pub fn serve(config: NodeConfig) -> Result<(), NodeError> {
+    let started = Instant::now();
+    let NodeConfig { name, memory, listener, ready } = config;
+    let made = start(name, memory);
+    let line = match &made {
+        Ok(_) => "ready\n".to_owned(),
+        Err(error) => format!("error: {}\n", crate::chain(error)),
+    };
+    let start_micros = started.elapsed().as_micros() as u64;
+    if let Some(ready) = ready
+        && let Err(error) = File::from(ready).write_all(line.as_bytes())
+    {
+        tracing::debug!(%error, "nobody waits for the node");
+    }
+    let kernel = made?;
+    let (stop, stopped) = channel();
+    std::thread::Builder::new().name("accept".into()).stack_size(256 << 10).spawn({
+        let kernel = kernel.clone();
+        move || accept(&listener, &kernel, start_micros, &stop)
+    })?;
+    // An error means that the listener is gone, which ends the node too.
+    let _ = stopped.recv();
+    Ok(())
+}
+
+fn start(name: String, memory: u64) -> Result<Arc<Kernel>, NodeError> {
+    let hypervisor = vmm::hypervisor::open()?;
+    let machine = Machine::new(&*hypervisor, memory)?;
+    let kernel = Kernel::new(name, machine)?;
+    kernel.run()?;
+    kernel.pool.warm(WARM_WORKERS).map_err(KernelError::from)?;
+    Ok(kernel)
+}
+
+fn accept(listener: &UnixListener, kernel: &Arc<Kernel>, start_micros: u64, stop: &Sender<()>) {
+    for connection in listener.incoming() {
+        let connection = match connection {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                // Mostly descriptors: others will be closed.
+                std::thread::sleep(Duration::from_millis(50));
+                continue;
+            }
+        };
+        let (kernel, stop) = (kernel.clone(), stop.clone());
+        let spawned = std::thread::Builder::new().name("connection".into()).stack_size(256 << 10).spawn(move || {
+            if let Err(error) = converse(connection, &kernel, start_micros, &stop) {
+                tracing::warn!(error = %crate::chain(&error), "a connection is dropped");
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "no thread for a connection");
+        }
+    }
+}
+
+/// Serves one connection: a deputy that attaches, or requests one after the other.
+fn converse(
+    connection: UnixStream,
+    kernel: &Arc<Kernel>,
+    start_micros: u64,
+    stop: &Sender<()>,
+) -> Result<(), FrameError> {
+    connection.set_read_timeout(Some(PATIENCE))?;
+    loop {
+        let (request, mut descriptors) = match frame::receive::<NodeRequest>(&connection, MAX_REQUEST) {
+            Err(FrameError::Closed) => return Ok(()),
+            // Who keeps a connection open and asks nothing is let go.
+            Err(FrameError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            other => other?,
+        };
+        let reply = match request {
+            NodeRequest::Attach(attach) => {
+                if attach.version != VERSION {
+                    let sentence = format!("this node speaks protocol {VERSION}, the caller {}", attach.version);
+                    return frame::send(&connection, &NodeReply::Refused(sentence), &[]);
+                }
+                let Some(call) = descriptors.pop() else {
+                    let sentence = "a deputy must pass its call connection".to_owned();
+                    return frame::send(&connection, &NodeReply::Refused(sentence), &[]);
+                };
+                connection.set_read_timeout(None)?;
+                if let Err(error) = kernel.start_process(*attach, connection, UnixStream::from(call)) {
+                    tracing::warn!(error = %crate::chain(&error), "a process could not be started");
+                }
+                return Ok(());
+            }
+            NodeRequest::Status => NodeReply::Status(status(kernel, start_micros)),
+            NodeRequest::Processes => {
+                NodeReply::Processes(kernel.processes().iter().map(|process| process.status()).collect())
+            }
+            NodeRequest::Stop { force } => {
+                if kernel.stop(force) {
+                    frame::send(&connection, &NodeReply::Done, &[])?;
+                    let _ = stop.send(());
+                    return Ok(());
+                }
+                let count = kernel.processes().len();
+                NodeReply::Refused(format!("the node runs {count} processes; end them, or stop it with --force"))
+            }
+        };
+        debug_assert!(frame::encode(&reply).is_ok_and(|bytes| bytes.len() <= MAX_MESSAGE));
+        frame::send(&connection, &reply, &[])?;
+    }
+}
+
+fn status(kernel: &Kernel, start_micros: u64) -> NodeStatus {
+    let machine = &kernel.machine;
+    let frames = machine.frames();
+    NodeStatus {
+        name: kernel.name.clone(),
+        vmm_pid: std::process::id() as i32,
+        memory: machine.ram().size(),
+        memory_used: u64::from(frames.total() - frames.free()) * PAGE_SIZE,
+        processes: kernel.processes().len() as u32,
+        threads: kernel.thread_count() as u32,
+        entry: machine.entry_mode().to_string(),
+        paging: machine.paging().to_string(),
+        start_micros,
+        uptime_seconds: kernel.ready.elapsed().as_secs(),
+    }
+}
