@@ -1,0 +1,182 @@
+//! What a benchmark gives, and how it is shown.
+
+use super::cases::Bench;
+use super::stats::Spread;
+use crate::table::{Align, Table};
+use serde::Serialize;
+
+/// Something that can be measured.
+#[derive(Debug)]
+pub struct Case {
+    /// What to type.
+    pub name: &'static str,
+    /// In words.
+    pub what: &'static str,
+    /// Unit of its values.
+    pub unit: &'static str,
+    /// What to reach.
+    pub goal: Goal,
+    /// Measures it.
+    pub run: fn(&Bench) -> anyhow::Result<Outcome>,
+}
+
+/// What to reach.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Goal {
+    /// At most this many times the peer's value, in the median.
+    Ratio(f64),
+    /// At most this value, in the median.
+    Value(f64),
+}
+
+/// What was measured.
+#[derive(Debug, Default, Serialize)]
+pub struct Outcome {
+    /// What Skein is compared with: native, or the parts that a call is made of.
+    pub peer: Option<Spread>,
+    /// Skein.
+    pub skein: Option<Spread>,
+    /// Skein to peer, by pair.
+    pub ratio: Option<Spread>,
+    /// What is to be known of it.
+    pub note: Option<String>,
+}
+
+impl Outcome {
+    /// Of pairs of a peer's and Skein's value.
+    pub fn of(pairs: &[(f64, f64)]) -> Self {
+        Self {
+            peer: Spread::of(pairs.iter().map(|pair| pair.0)),
+            skein: Spread::of(pairs.iter().map(|pair| pair.1)),
+            ratio: Spread::of(pairs.iter().map(|pair| pair.1 / pair.0)),
+            note: None,
+        }
+    }
+
+    /// Of values that have no peer.
+    pub fn alone(values: &[f64]) -> Self {
+        Self { skein: Spread::of(values.iter().copied()), ..Self::default() }
+    }
+
+    /// The same with a remark.
+    pub fn with_note(self, note: String) -> Self {
+        Self { note: Some(note), ..self }
+    }
+
+    /// Nothing, and why.
+    pub fn none(why: String) -> Self {
+        Self { note: Some(why), ..Self::default() }
+    }
+}
+
+/// A line of the report.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    name: &'static str,
+    what: &'static str,
+    unit: &'static str,
+    goal: Goal,
+    met: Option<bool>,
+    #[serde(flatten)]
+    outcome: Outcome,
+}
+
+impl Row {
+    /// Judges what was measured.
+    pub fn new(case: &Case, outcome: Outcome) -> Self {
+        let met = match case.goal {
+            Goal::Ratio(most) => outcome.ratio.map(|ratio| ratio.median <= most),
+            Goal::Value(most) => outcome.skein.map(|value| value.median <= most),
+        };
+        Self { name: case.name, what: case.what, unit: case.unit, goal: case.goal, met, outcome }
+    }
+
+    /// Whether it should have been measured and could not be.
+    pub fn failed(&self) -> bool {
+        self.outcome.skein.is_none() && self.outcome.note.as_deref().is_some_and(|note| note.starts_with("failed"))
+    }
+}
+
+/// All of it.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Of Skein.
+    pub version: &'static str,
+    /// Less was measured.
+    pub quick: bool,
+    /// The lines.
+    pub rows: Vec<Row>,
+}
+
+impl Report {
+    /// As a table.
+    pub fn render(&self) -> String {
+        let mut table = Table::new(&[
+            ("NAME", Align::Left),
+            ("PEER", Align::Right),
+            ("SKEIN", Align::Right),
+            ("UNIT", Align::Left),
+            ("RATIO", Align::Left),
+            ("GOAL", Align::Left),
+            ("MET", Align::Left),
+            ("WHAT", Align::Left),
+        ]);
+        let value = |spread: Option<Spread>| spread.map_or("-".to_owned(), |spread| number(spread.median));
+        for row in &self.rows {
+            table.row(vec![
+                row.name.to_owned(),
+                value(row.outcome.peer),
+                value(row.outcome.skein),
+                row.unit.to_owned(),
+                match (row.outcome.ratio, row.goal) {
+                    (Some(ratio), _) => format!("{:.3} [{:.3}..{:.3}]", ratio.median, ratio.min, ratio.max),
+                    (None, Goal::Ratio(_)) => "not measured".to_owned(),
+                    (None, Goal::Value(_)) => "-".to_owned(),
+                },
+                match row.goal {
+                    Goal::Ratio(most) => format!("<= {most}"),
+                    Goal::Value(most) => format!("<= {most} {}", row.unit),
+                },
+                row.met.map_or("-", |met| if met { "yes" } else { "NO" }).to_owned(),
+                match &row.outcome.note {
+                    Some(note) => format!("{} ({note})", row.what),
+                    None => row.what.to_owned(),
+                },
+            ]);
+        }
+        table.render()
+    }
+}
+
+/// Three or four digits that count.
+fn number(value: f64) -> String {
+    let decimals = match value.abs() {
+        v if v >= 1000.0 => 0,
+        v if v >= 10.0 => 1,
+        _ => 3,
+    };
+    format!("{value:.decimals$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nothing(_: &Bench) -> anyhow::Result<Outcome> {
+        Ok(Outcome::default())
+    }
+
+    #[test]
+    fn a_goal_is_judged_by_the_median() {
+        let case = Case { name: "n", what: "w", unit: "s", goal: Goal::Ratio(1.1), run: nothing };
+        let row = Row::new(&case, Outcome::of(&[(1.0, 1.05), (1.0, 3.0), (1.0, 1.0)]));
+        assert_eq!(row.met, Some(true));
+        let report = Report { version: "0", quick: false, rows: vec![row] };
+        assert!(report.render().contains("1.050 [1.000..3.000]"), "{}", report.render());
+        let row = Row::new(&case, Outcome::none("failed: x".into()));
+        assert_eq!((row.met, row.failed()), (None, true));
+        let case = Case { goal: Goal::Value(2.0), ..case };
+        assert_eq!(Row::new(&case, Outcome::alone(&[3.0])).met, Some(false));
+    }
+}

@@ -1,0 +1,10 @@
+//! One module for each command.
+
+pub mod bench;
+pub mod demo;
+pub mod doctor;
+pub mod host;
+pub mod man;
+pub mod mosps;
+pub mod mosrun;
+pub mod node;

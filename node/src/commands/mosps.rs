@@ -1,0 +1,121 @@
+//! `mosps`: the processes in the nodes of this host.
+
+use crate::cli::{DirArg, STATUSES};
+use crate::client::Client;
+use crate::memory::show;
+use crate::name::NodeName;
+use crate::nodelink;
+use crate::output::{print, print_json};
+use crate::statedir::StateDir;
+use crate::table::{Align, Table};
+use clap::Args;
+use procmig::wire::control::ProcessStatus;
+
+/// Show the processes that run in the nodes of this host.
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+EXAMPLE
+  mosrun sleep 100 &
+  mosps
+
+COLUMNS
+  STATE  R runs, S waits, T is stopped
+  CALLS  system calls served in the node / forwarded to the process's home
+
+{STATUSES}"))]
+pub struct PsArgs {
+    #[command(flatten)]
+    dir: DirArg,
+    /// Processes of all users, not only one's own
+    #[arg(short, long)]
+    all: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn main(args: PsArgs) -> anyhow::Result<()> {
+    let user = nix::unistd::getuid().as_raw();
+    let mut rows: Vec<(NodeName, ProcessStatus)> = Vec::new();
+    let state = StateDir::find(args.dir.dir.as_deref())?;
+    let client = state.as_ref().map(Client::connect).transpose()?.flatten();
+    if let (Some(state), Some(mut client)) = (state, client) {
+        for node in client.status()?.nodes {
+            match nodelink::processes(&state, &node.name) {
+                Ok(processes) => rows.extend(processes.into_iter().map(|process| (node.name.clone(), process))),
+                Err(error) => crate::output::complain("mosps", &error.into()),
+            }
+        }
+    }
+    rows.retain(|(_, process)| args.all || process.uid == user);
+    rows.sort_by_key(|(_, process)| process.pid);
+    if args.json {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|(node, process)| {
+                let mut row = serde_json::json!(process);
+                row["node"] = node.as_str().into();
+                row
+            })
+            .collect();
+        return print_json(&rows);
+    }
+    Ok(print(&table(&rows).render())?)
+}
+
+fn table(rows: &[(NodeName, ProcessStatus)]) -> Table {
+    let mut table = Table::new(&[
+        ("PID", Align::Right),
+        ("PPID", Align::Right),
+        ("NODE", Align::Left),
+        ("STATE", Align::Left),
+        ("THREADS", Align::Right),
+        ("TIME", Align::Right),
+        ("RSS", Align::Right),
+        ("CALLS", Align::Right),
+        ("COMMAND", Align::Left),
+    ]);
+    for (node, process) in rows {
+        table.row(vec![
+            process.pid.to_string(),
+            process.parent.to_string(),
+            node.to_string(),
+            process.state.to_string(),
+            process.threads.to_string(),
+            cpu_time(process.cpu_micros),
+            show(process.resident),
+            format!("{}/{}", process.local_calls, process.forwarded_calls),
+            printable(if process.command.is_empty() { &process.name } else { &process.command }),
+        ]);
+    }
+    table
+}
+
+/// Minutes, seconds and hundredths, as `ps` and `top` show them: `12:34.56`.
+fn cpu_time(micros: u64) -> String {
+    let hundredths = micros / 10_000;
+    format!("{}:{:02}.{:02}", hundredths / 6000, hundredths / 100 % 60, hundredths % 100)
+}
+
+/// A process chooses its own command line; it must not command the terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_is_shown_in_minutes() {
+        assert_eq!(cpu_time(0), "0:00.00");
+        assert_eq!(cpu_time(61_230_000), "1:01.23");
+        assert_eq!(cpu_time(6_000_000_000), "100:00.00");
+    }
+
+    #[test]
+    fn a_command_line_cannot_command_the_terminal() {
+        assert_eq!(printable("a\x1b[2J\nb é"), "a?[2J?b é");
+    }
+}

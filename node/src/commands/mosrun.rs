@@ -1,0 +1,224 @@
+//! `mosrun`: runs a program in a node, and becomes its deputy.
+//!
+//! Each short program pays for this path, so it starts no runtime, and asks the host at most one
+//! question; with `--node` it asks none.
+
+use crate::cli::DirArg;
+use crate::client::Client;
+use crate::hostd::protocol::HostRequest;
+use crate::name::NodeName;
+use crate::nodelink;
+use crate::output::complain;
+use crate::statedir::StateDir;
+use anyhow::Context;
+use clap::{Args, Parser};
+use procmig::deputy::{self, Setup};
+use procmig::wire::control::{self, Attach, Ids};
+use search::SearchError;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+mod process;
+mod search;
+
+/// Exit status: mosrun itself failed.
+const FAILED: u8 = 125;
+
+const AFTER_HELP: &str = "\
+EXAMPLE
+  mosrun make -j4
+  mosrun --trace -o calls.txt ls /
+  seq 1000000 | mosrun sort -R | head
+
+EXIT STATUS
+  that of the program, or
+  123  the node was lost while the program ran
+  125  mosrun itself failed
+  126  the program cannot be executed
+  127  the program was not found";
+
+/// Run a program in a node, as if it ran here: same terminal, files, process ID, signals and exit status.
+#[derive(Debug, Parser)]
+#[command(name = "mosrun", version)]
+pub struct Mosrun {
+    #[command(flatten)]
+    args: RunArgs,
+}
+
+/// Run a program in a node, as if it ran here: same terminal, files, process ID, signals and exit status.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP, override_usage = "mosrun [OPTIONS] PROG [ARGS]...")]
+pub struct RunArgs {
+    #[command(flatten)]
+    dir: DirArg,
+    /// Node to run in [default: the one with the fewest processes; launched if there is none]
+    #[arg(long)]
+    node: Option<NodeName>,
+    /// Write each system call as strace does, to standard error
+    #[arg(long)]
+    trace: bool,
+    /// Write the trace to a file
+    #[arg(short, long, value_name = "FILE", requires = "trace")]
+    output: Option<PathBuf>,
+    /// Program and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROG [ARGS]")]
+    command: Vec<OsString>,
+}
+
+/// Why nothing ran, with mosrun's exit status for it.
+#[derive(Debug)]
+struct Failure {
+    status: u8,
+    error: anyhow::Error,
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self { status: FAILED, error }
+    }
+}
+
+impl From<SearchError> for Failure {
+    fn from(error: SearchError) -> Self {
+        Self { status: error.status(), error: error.into() }
+    }
+}
+
+/// Parses and runs `mosrun`.
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    match Mosrun::try_parse_from(&arguments) {
+        Ok(parsed) => run("mosrun", parsed.args, &arguments),
+        Err(error) => misused(&error),
+    }
+}
+
+/// Whether these are arguments of `skein` that call mosrun.
+pub fn is_meant(arguments: &[OsString]) -> bool {
+    arguments.get(1).is_some_and(|first| first == "run" || first == "mosrun")
+}
+
+/// Prints help or what is wrong with the usage, which must not look like a status of the program's.
+pub fn misused(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    ExitCode::from(if error.use_stderr() { FAILED } else { 0 })
+}
+
+/// Runs the program; returns only if it could not be started. `all` are the arguments as given.
+pub fn run(called: &str, args: RunArgs, all: &[OsString]) -> ExitCode {
+    let Err(Failure { status, error }) = start(args, all);
+    complain(called, &error);
+    ExitCode::from(status)
+}
+
+fn start(args: RunArgs, all: &[OsString]) -> Result<std::convert::Infallible, Failure> {
+    if let Some(option) = mistaken_option(&args.command, all) {
+        return Err(anyhow::anyhow!("there is no option {option}; see: mosrun --help").into());
+    }
+    let program = search::find(&args.command[0])?;
+    let mut argv: Vec<Vec<u8>> = args.command.into_iter().map(OsString::into_vec).collect();
+    let program = match search::interpreter(&program)? {
+        None => program,
+        Some(shell) => {
+            // As execvp does with a text without `#!`: the shell runs it.
+            argv.splice(0..1, [shell.as_bytes().to_vec(), program.as_bytes().to_vec()]);
+            shell.to_owned()
+        }
+    };
+    let trace = args.trace.then(|| open_trace(args.output)).transpose()?;
+    let (node, node_name) = reach(&args.dir, args.node)?;
+    let (ignored_signals, blocked_signals) = deputy::inherited_signals();
+    let attach = Attach {
+        version: control::VERSION,
+        pid: std::process::id() as i32,
+        program: program.into_vec(),
+        argv,
+        environment: process::environment(),
+        ignored_signals,
+        blocked_signals,
+        ids: ids(),
+        limits: process::limits(),
+        trace: args.trace,
+    };
+    let error = deputy::run(Setup { node, node_name: node_name.into(), attach, trace });
+    Err(anyhow::Error::new(error).into())
+}
+
+/// An unknown option before the program would pass for the program; `--` says that it is one.
+fn mistaken_option<'a>(command: &'a [OsString], all: &[OsString]) -> Option<std::path::Display<'a>> {
+    let before = all.len().checked_sub(command.len() + 1).map(|at| all[at].as_os_str());
+    let program = &command[0];
+    let mistaken = program.as_bytes().starts_with(b"-") && before != Some(OsStr::new("--"));
+    mistaken.then(|| std::path::Path::new(program).display())
+}
+
+fn open_trace(output: Option<PathBuf>) -> anyhow::Result<OwnedFd> {
+    let Some(path) = output else {
+        let stderr = std::io::stderr().as_fd().try_clone_to_owned();
+        return stderr.context("cannot write the trace to standard error; name a file with -o");
+    };
+    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o666).open(&path);
+    Ok(file.with_context(|| format!("cannot write the trace to {}", path.display()))?.into())
+}
+
+/// Connects to the node that the program shall run in.
+fn reach(dir: &DirArg, node: Option<NodeName>) -> anyhow::Result<(std::os::unix::net::UnixStream, NodeName)> {
+    let state = StateDir::open(dir.dir.as_deref())?;
+    if let Some(name) = node {
+        return Ok((nodelink::connect(&state, &name)?, name));
+    }
+    let mut client = Client::connect_or_start(&state)?;
+    let picked = client.node(&HostRequest::Pick)?.name;
+    match nodelink::connect(&state, &picked) {
+        Ok(stream) => Ok((stream, picked)),
+        Err(_) => {
+            // It ended just now; by the time of a second question the host has noticed.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            let picked = client.node(&HostRequest::Pick)?.name;
+            Ok((nodelink::connect(&state, &picked)?, picked))
+        }
+    }
+}
+
+fn ids() -> Ids {
+    use nix::unistd::{getegid, geteuid, getgid, getuid};
+    Ids { uid: getuid().as_raw(), euid: geteuid().as_raw(), gid: getgid().as_raw(), egid: getegid().as_raw() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> (RunArgs, Vec<OsString>) {
+        let all: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+        (Mosrun::try_parse_from(&all).unwrap().args, all)
+    }
+
+    #[test]
+    fn options_end_at_the_program() {
+        let (args, all) = parse(&["mosrun", "--node", "a", "ls", "--node", "b", "--trace", "--", "-o"]);
+        assert_eq!(args.command, ["ls", "--node", "b", "--trace", "--", "-o"]);
+        assert_eq!(args.node, Some("a".parse().unwrap()));
+        assert!(!args.trace);
+        assert!(mistaken_option(&args.command, &all).is_none());
+    }
+
+    #[test]
+    fn an_unknown_option_is_not_taken_for_a_program() {
+        let (args, all) = parse(&["mosrun", "--nodes", "a", "ls"]);
+        assert_eq!(mistaken_option(&args.command, &all).unwrap().to_string(), "--nodes");
+        let (args, all) = parse(&["mosrun", "--", "--nodes"]);
+        assert!(mistaken_option(&args.command, &all).is_none());
+        assert_eq!(args.command, ["--nodes"]);
+    }
+
+    #[test]
+    fn a_program_is_required_and_a_trace_file_needs_a_trace() {
+        assert!(Mosrun::try_parse_from(["mosrun"]).is_err());
+        assert!(Mosrun::try_parse_from(["mosrun", "-o", "x", "ls"]).is_err());
+        assert!(Mosrun::try_parse_from(["mosrun", "--trace", "-o", "x", "ls"]).is_ok());
+    }
+}

@@ -1,0 +1,141 @@
+//! What commands and `skeind` say to each other over the control socket.
+//!
+//! Each message is a frame (`u32` length, then postcard): the protocol's [`VERSION`], then a
+//! [`HostRequest`] or a [`HostReply`]. A connection carries any number of requests, each answered
+//! before the next is read. Only the user can reach the socket, and still all of it is read as
+//! hostile input.
+
+use crate::name::NodeName;
+use procmig::wire::frame::FrameError;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Version of this protocol. [`HostReply::Refused`] is the first variant in each version, so that
+/// any peer can read a refusal.
+pub const VERSION: u32 = 1;
+/// Cap on the frame of a request.
+pub const MAX_REQUEST: usize = 64 << 10;
+/// Cap on the frame of a reply.
+pub const MAX_REPLY: usize = 1 << 20;
+
+/// Asked of `skeind`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostRequest {
+    /// Answered by [`HostReply::Status`].
+    Status,
+    /// Start a node. Answered by [`HostReply::Node`].
+    Launch {
+        /// Its name; else the first free `node-N`.
+        name: Option<NodeName>,
+        /// Guest RAM in bytes; else a default.
+        memory: Option<u64>,
+    },
+    /// The node on which a new process should run; if there is none, one is started. Answered by
+    /// [`HostReply::Node`].
+    Pick,
+    /// Stop a node. Answered by [`HostReply::Done`].
+    StopNode {
+        /// Which.
+        name: NodeName,
+        /// Kill its guests.
+        force: bool,
+    },
+    /// Stop all nodes and `skeind`. Answered by [`HostReply::Done`] before it exits.
+    Stop {
+        /// Kill the guests.
+        force: bool,
+    },
+}
+
+/// Answered by `skeind`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostReply {
+    /// It was not done; a sentence that says why and what to do.
+    Refused(String),
+    /// It was done.
+    Done,
+    /// To [`HostRequest::Status`].
+    Status(HostStatus),
+    /// To [`HostRequest::Launch`] and [`HostRequest::Pick`].
+    Node(NodeEntry),
+}
+
+/// The state of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// PID of `skeind`.
+    pub pid: i32,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// Its nodes, in order of their names.
+    pub nodes: Vec<NodeEntry>,
+}
+
+/// What `skeind` knows of a node without asking it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeEntry {
+    /// Its name.
+    pub name: NodeName,
+    /// PID of its VMM process.
+    pub pid: i32,
+    /// An earlier `skeind` started it.
+    pub adopted: bool,
+}
+
+/// Encodes a message with its version and its length before it.
+///
+/// # Errors
+/// Only if serialization fails.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
+    procmig::wire::frame::encode(&(VERSION, message))
+}
+
+/// Decodes the body of a frame.
+///
+/// # Errors
+/// A sentence for the peer.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    let (version, rest) =
+        postcard::take_from_bytes::<u32>(body).map_err(|_| "a message without a version".to_owned())?;
+    if version != VERSION {
+        return Err(format!(
+            "skeind speaks version {VERSION} of its protocol and the command version {version}; \
+             stop the host with the skein that started it, then start it again"
+        ));
+    }
+    match postcard::take_from_bytes(rest) {
+        Ok((message, [])) => Ok(message),
+        Ok(_) => Err("a message with bytes after its end".to_owned()),
+        Err(error) => Err(format!("a message that cannot be read: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_comes_back_as_it_was() {
+        let request = HostRequest::Launch { name: Some(NodeName::numbered(3)), memory: Some(1 << 30) };
+        let bytes = encode(&request).unwrap();
+        assert_eq!(bytes.len() - 4, u32::from_le_bytes(bytes[..4].try_into().unwrap()) as usize);
+        assert_eq!(decode::<HostRequest>(&bytes[4..]), Ok(request));
+    }
+
+    #[test]
+    fn another_version_is_refused_by_name() {
+        let body = postcard::to_allocvec(&(VERSION + 1, HostRequest::Status)).unwrap();
+        assert!(decode::<HostRequest>(&body).unwrap_err().contains("version 2"));
+    }
+
+    #[test]
+    fn garbage_is_refused() {
+        for body in [&b""[..], &[1], &[1, 200], &[1, 0, 0], &[255; 64]] {
+            assert!(decode::<HostRequest>(body).is_err(), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_a_status_request_do_not_change() {
+        assert_eq!(encode(&HostRequest::Status).unwrap(), [2, 0, 0, 0, 1, 0]);
+    }
+}

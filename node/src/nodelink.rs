@@ -1,0 +1,102 @@
+//! Asking a node, from a thread that may wait.
+
+use crate::name::NodeName;
+use crate::statedir::StateDir;
+use procmig::wire::control::{MAX_MESSAGE, NodeReply, NodeRequest, NodeStatus, ProcessStatus};
+use procmig::wire::frame::{self, FrameError};
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// How long a node may take to answer a question.
+pub const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why a node gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// Nobody listens.
+    #[error("node {name} is not running; see: skein node ls")]
+    Down {
+        /// The node.
+        name: NodeName,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It did not answer in time or not properly.
+    #[error("node {name} does not answer")]
+    Silent {
+        /// The node.
+        name: NodeName,
+        /// Why.
+        #[source]
+        source: FrameError,
+    },
+    /// It said no.
+    #[error("node {name}: {why}")]
+    Refused {
+        /// The node.
+        name: NodeName,
+        /// Its sentence.
+        why: String,
+    },
+    /// It answered something else.
+    #[error("node {name} answered another question; is it another version?")]
+    Unexpected {
+        /// The node.
+        name: NodeName,
+    },
+}
+
+/// Connects to a node's socket.
+///
+/// # Errors
+/// [`LinkError::Down`]
+pub fn connect(state: &StateDir, name: &NodeName) -> Result<UnixStream, LinkError> {
+    UnixStream::connect(state.node_socket(name)).map_err(|source| LinkError::Down { name: name.clone(), source })
+}
+
+fn ask(state: &StateDir, name: &NodeName, request: &NodeRequest) -> Result<NodeReply, LinkError> {
+    let stream = connect(state, name)?;
+    let silent = |source| LinkError::Silent { name: name.clone(), source };
+    let timeouts = stream.set_read_timeout(Some(PATIENCE)).and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
+    timeouts.map_err(|error| silent(error.into()))?;
+    frame::send(&stream, request, &[]).map_err(silent)?;
+    match frame::receive(&stream, MAX_MESSAGE).map_err(silent)?.0 {
+        NodeReply::Refused(why) => Err(LinkError::Refused { name: name.clone(), why }),
+        other => Ok(other),
+    }
+}
+
+/// The state of a node.
+///
+/// # Errors
+/// [`LinkError`]
+pub fn status(state: &StateDir, name: &NodeName) -> Result<NodeStatus, LinkError> {
+    match ask(state, name, &NodeRequest::Status)? {
+        NodeReply::Status(status) => Ok(status),
+        _ => Err(LinkError::Unexpected { name: name.clone() }),
+    }
+}
+
+/// The processes of a node.
+///
+/// # Errors
+/// [`LinkError`]
+pub fn processes(state: &StateDir, name: &NodeName) -> Result<Vec<ProcessStatus>, LinkError> {
+    match ask(state, name, &NodeRequest::Processes)? {
+        NodeReply::Processes(processes) => Ok(processes),
+        _ => Err(LinkError::Unexpected { name: name.clone() }),
+    }
+}
+
+/// Asks a node to stop; it may still be ending when this returns.
+///
+/// # Errors
+/// [`LinkError::Refused`] if it has guests and `force` is not given.
+pub fn stop(state: &StateDir, name: &NodeName, force: bool) -> Result<(), LinkError> {
+    match ask(state, name, &NodeRequest::Stop { force })? {
+        NodeReply::Done => Ok(()),
+        _ => Err(LinkError::Unexpected { name: name.clone() }),
+    }
+}
