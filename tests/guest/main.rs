@@ -1,0 +1,32 @@
+//! C programs that check floating point, memory, threads, signals and the rest from the inside:
+//! each prints what it verified, natively and under `mosrun`.
+
+use skein_tests::cases;
+use skein_tests::guest::{Linking, program};
+
+cases! {
+    registers_hold_across_signals: program("fpu", Linking::Dynamic, []);
+    registers_hold_across_signals_in_a_static_program: program("fpu", Linking::Static, []);
+    fork_copies_on_write: program("cow", Linking::Dynamic, []);
+    fork_copies_on_write_in_a_static_program: program("cow", Linking::Static, []);
+    memory_is_what_the_calls_made_it: program("memory", Linking::Dynamic, []);
+    memory_is_what_the_calls_made_it_in_a_static_program: program("memory", Linking::Static, []);
+    stacks_grow_and_overflow_into_a_handler: program("stack", Linking::Dynamic, []);
+    stacks_grow_and_overflow_in_a_static_program: program("stack", Linking::Static, []);
+    two_hundred_threads_work_together: program("threads", Linking::Dynamic, []);
+    two_hundred_threads_in_a_static_program: program("threads", Linking::Static, []);
+    programs_start_programs: program("vfork", Linking::Dynamic, []).status(21);
+    a_static_program_starts_programs: program("vfork", Linking::Static, []).status(21);
+    signals_arrive_as_they_should: program("signals", Linking::Dynamic, []);
+    signals_arrive_in_a_static_program: program("signals", Linking::Static, []);
+    clocks_agree_and_never_go_back: program("clock", Linking::Dynamic, []);
+    clocks_agree_in_a_static_program: program("clock", Linking::Static, []);
+    the_less_usual_calls_work: program("corners", Linking::Dynamic, []);
+    the_less_usual_calls_work_in_a_static_program: program("corners", Linking::Static, []);
+    what_is_forbidden_faults_as_natively: program("stealth", Linking::Dynamic, []);
+    what_is_forbidden_faults_in_a_static_program: program("stealth", Linking::Static, []);
+    no_thread_uses_a_page_that_is_unmapped: program("shootdown", Linking::Dynamic, []);
+    no_thread_of_a_static_program_uses_a_page_that_is_unmapped: program("shootdown", Linking::Static, []);
+    memory_handed_out_is_zero: program("recycle", Linking::Dynamic, []);
+    memory_handed_out_to_a_static_program_is_zero: program("recycle", Linking::Static, []);
+}

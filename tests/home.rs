@@ -1,0 +1,263 @@
+//! The host and the node that the tests of one process share, and how to reach them.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// How long a command that manages hosts and nodes may take.
+const MANAGE: Duration = Duration::from_secs(30);
+
+/// What there is to run guest programs with.
+pub enum Home {
+    /// A host and a node run.
+    Ready(Setup),
+    /// There is no `/dev/kvm` on this machine.
+    Absent,
+    /// They should run and do not; a sentence that says why.
+    Broken(String),
+}
+
+/// How to run something under `mosrun`.
+#[derive(Debug)]
+pub struct Setup {
+    /// The words before the program's.
+    pub runner: Vec<OsString>,
+    /// The whole environment that both sides of a comparison run in.
+    pub environment: Vec<(OsString, OsString)>,
+    /// The host, unless another runner stands in for `mosrun`.
+    pub host: Option<Host>,
+}
+
+/// A host daemon with one node, state and commands in a directory of its own.
+#[derive(Debug)]
+pub struct Host {
+    directory: TempDir,
+    skein: PathBuf,
+}
+
+static SHARED: OnceLock<Home> = OnceLock::new();
+
+/// The home that all tests of this process share, started by the first that asks.
+pub fn shared() -> &'static Home {
+    SHARED.get_or_init(|| {
+        if let Some(runner) = env::var_os("SKEIN_TEST_RUNNER") {
+            let runner = runner.to_string_lossy().split_whitespace().map(OsString::from).collect();
+            return Home::Ready(Setup { runner, environment: environment(None), host: None });
+        }
+        if !Path::new("/dev/kvm").exists() {
+            return Home::Absent;
+        }
+        let host = match Host::start() {
+            Ok(host) => host,
+            Err(why) => return Home::Broken(why),
+        };
+        // SAFETY: `stop_shared` is a plain function that lives as long as the program.
+        unsafe { libc::atexit(stop_shared) };
+        let runner = vec![host.command_path("mosrun").into_os_string()];
+        let environment = environment(Some(&host.directory()));
+        Home::Ready(Setup { runner, environment, host: Some(host) })
+    })
+}
+
+extern "C" fn stop_shared() {
+    if let Some(Home::Ready(Setup { host: Some(host), .. })) = SHARED.get() {
+        host.stop();
+        // The `TempDir` is in a static, which is never dropped.
+        let _ = fs::remove_dir_all(host.directory.path());
+    }
+}
+
+/// What every program of a test sees: fixed, but for what it must be told.
+fn environment(state: Option<&Path>) -> Vec<(OsString, OsString)> {
+    let mut variables: Vec<(OsString, OsString)> = [
+        ("HOME", "/nonexistent"),
+        ("LANG", "C.UTF-8"),
+        ("PATH", "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("TERM", "dumb"),
+        ("TZ", "UTC"),
+    ]
+    .map(|(name, value)| (name.into(), value.into()))
+    .into();
+    if let Some(state) = state {
+        variables.push(("SKEIN_DIR".into(), state.into()));
+    }
+    variables
+}
+
+impl Host {
+    /// Starts a host and launches a node on it.
+    ///
+    /// # Errors
+    /// A sentence with the failed command's own words.
+    pub fn start() -> Result<Self, String> {
+        let skein = skein_binary()?;
+        let directory = tempfile::Builder::new().prefix("skein-test").tempdir().map_err(|error| error.to_string())?;
+        for name in ["skein", "mosrun", "mosps"] {
+            symlink(&skein, directory.path().join(name)).map_err(|error| format!("cannot link {name}: {error}"))?;
+        }
+        let host = Self { directory, skein };
+        host.skein(&["host", "start"])?;
+        if let Err(why) = host.skein(&["node", "launch"]) {
+            host.stop();
+            return Err(why);
+        }
+        Ok(host)
+    }
+
+    /// The state directory.
+    pub fn directory(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// The `skein` binary under one of its names.
+    pub fn command_path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A command of this host under one of `skein`'s names.
+    pub fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(self.command_path(name));
+        command.env_clear().envs(environment(Some(&self.directory())));
+        command
+    }
+
+    /// Runs `skein ARGUMENTS` and returns what it printed.
+    ///
+    /// # Errors
+    /// A sentence if it fails or takes too long.
+    pub fn skein(&self, arguments: &[&str]) -> Result<String, String> {
+        let mut command = self.command("skein");
+        command.args(arguments);
+        managed(&format!("skein {}", arguments.join(" ")), command)
+    }
+
+    /// Runs `mosps ARGUMENTS` and returns what it printed.
+    ///
+    /// # Errors
+    /// A sentence if it fails or takes too long.
+    pub fn mosps(&self, arguments: &[&str]) -> Result<String, String> {
+        let mut command = self.command("mosps");
+        command.args(arguments);
+        managed("mosps", command)
+    }
+
+    /// The processes that belong to this host, those that run the `skein` binary with its state
+    /// directory, and their command lines.
+    pub fn processes(&self) -> Vec<(i32, String)> {
+        let state = format!("SKEIN_DIR={}", self.directory().display());
+        let mut found = Vec::new();
+        let Ok(entries) = fs::read_dir("/proc") else { return found };
+        for entry in entries.flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let path = entry.path();
+            let is_skein = fs::read_link(path.join("exe")).is_ok_and(|exe| exe == self.skein);
+            let has_state = fs::read(path.join("environ"))
+                .is_ok_and(|bytes| bytes.split(|byte| *byte == 0).any(|word| word == state.as_bytes()));
+            if is_skein && has_state {
+                let line = fs::read(path.join("cmdline")).unwrap_or_default();
+                found.push((pid, String::from_utf8_lossy(&line).replace('\0', " ").trim().to_owned()));
+            }
+        }
+        found
+    }
+
+    /// The VMM processes of this host's nodes: those that hold `/dev/kvm` or a VM open.
+    pub fn vmms(&self) -> Vec<i32> {
+        let is_vmm = |pid: &i32| {
+            let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+            descriptors.flatten().any(|descriptor| {
+                fs::read_link(descriptor.path())
+                    .is_ok_and(|target| matches!(target.to_str(), Some("/dev/kvm" | "anon_inode:kvm-vm")))
+            })
+        };
+        self.processes().into_iter().map(|(pid, _)| pid).filter(is_vmm).collect()
+    }
+
+    /// Stops everything that this host runs, by force where asking does not help.
+    pub fn stop(&self) {
+        let _ = self.skein(&["host", "stop"]);
+        for (pid, _) in self.processes() {
+            // A process that ended in between is what was wanted.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Runs a command that may start daemons: its output goes to files, since a daemon that keeps a
+/// pipe open would keep us waiting.
+fn managed(what: &str, mut command: Command) -> Result<String, String> {
+    let failed = |error: io::Error| format!("{what}: {error}");
+    let place = tempfile::tempdir().map_err(failed)?;
+    let (out, err) = (place.path().join("out"), place.path().join("err"));
+    command.stdin(Stdio::null());
+    command.stdout(File::create(&out).map_err(failed)?).stderr(File::create(&err).map_err(failed)?);
+    let mut child = command.spawn().map_err(failed)?;
+    let started = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().map_err(failed)? {
+            break status;
+        }
+        if started.elapsed() > MANAGE {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(format!("`{what}` did not end within {} seconds", MANAGE.as_secs()));
+        }
+        thread::sleep(Duration::from_millis(2));
+    };
+    let read = |path: &Path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
+    if status.success() {
+        Ok(read(&out))
+    } else {
+        Err(format!("`{what}` ended with {status}: {}{}", read(&err), read(&out)))
+    }
+}
+
+/// The `skein` binary of the profile that the tests were built with, built now if it is not up to
+/// date. `SKEIN_BIN` names another.
+///
+/// # Errors
+/// A sentence.
+fn skein_binary() -> Result<PathBuf, String> {
+    if let Some(path) = env::var_os("SKEIN_BIN") {
+        return fs::canonicalize(&path).map_err(|error| format!("SKEIN_BIN={}: {error}", Path::new(&path).display()));
+    }
+    static ONE_BUILD: Mutex<()> = Mutex::new(());
+    let _guard = ONE_BUILD.lock().unwrap_or_else(PoisonError::into_inner);
+    let test = env::current_exe().map_err(|error| format!("cannot find the test program: {error}"))?;
+    // target/PROFILE/deps/test-program
+    let directory = test.ancestors().nth(2).ok_or("the test program is in no target directory")?;
+    let skein = directory.join("skein");
+    let profile = match directory.file_name().and_then(|name| name.to_str()) {
+        Some("debug") => "dev",
+        Some(name) => name,
+        None => return Err("the test program is in no target directory".to_owned()),
+    };
+    // Cargo sets CARGO for what it runs; a test program started by hand takes what is there.
+    if let (Some(cargo), Some(target)) = (env::var_os("CARGO"), directory.parent()) {
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "--package", "node", "--bin", "skein", "--profile", profile]);
+        build.arg("--manifest-path").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"));
+        build.arg("--target-dir").arg(target);
+        let output = build.stdin(Stdio::null()).output().map_err(|error| format!("cannot run cargo: {error}"))?;
+        if !output.status.success() {
+            return Err(format!("skein does not build: {}", String::from_utf8_lossy(&output.stderr)));
+        }
+    }
+    fs::canonicalize(&skein).map_err(|error| {
+        format!("there is no {} ({error}): build it with `cargo build --package node`", skein.display())
+    })
+}
