@@ -18,6 +18,8 @@ use vmm::user_cpu::UserCpu;
 pub enum RestartKind {
     /// Done again after a handler with `SA_RESTART`, or if there is no handler (`ERESTARTSYS`).
     IfAsked,
+    /// Done again in any case, after the handler (`ERESTARTNOINTR`).
+    Always,
     /// Done again only if there is no handler (`ERESTARTNOHAND`).
     WithoutHandler,
 }
@@ -75,7 +77,11 @@ impl GuestThread {
                 }
                 _ => {
                     if let Some((kind, nr)) = call.take() {
-                        let again = kind == RestartKind::IfAsked && action.flags & SA_RESTART != 0;
+                        let again = match kind {
+                            RestartKind::Always => true,
+                            RestartKind::IfAsked => action.flags & SA_RESTART != 0,
+                            RestartKind::WithoutHandler => false,
+                        };
                         settle(cpu, again.then_some(nr));
                     }
                     if self.call_handler(cpu, &info, &action).is_err() {

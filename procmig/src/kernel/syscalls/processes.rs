@@ -2,6 +2,7 @@
 
 use super::{CallResult, Outcome};
 use crate::channel::CallChannel;
+use crate::kernel::deliver::RestartKind;
 use crate::kernel::guest::{GuestThread, Start, failure};
 use crate::kernel::lock;
 use crate::kernel::pool::Worker;
@@ -124,7 +125,7 @@ fn create(guest: &mut GuestThread, cpu: &mut UserCpu, request: Request) -> Outco
     }
     if guest.thread.has_attention() {
         // As Linux: what waits is seen to before anything is made.
-        return Outcome::Restart(crate::kernel::deliver::RestartKind::IfAsked);
+        return Outcome::Restart(RestartKind::Always);
     }
     let result =
         if flags & CLONE_THREAD != 0 { new_thread(guest, cpu, request) } else { new_process(guest, cpu, request) };
