@@ -121,10 +121,7 @@ fn a_background_reader_is_stopped() {
     session.say("while jobs | grep -q Running; do sleep 0.1; done; jobs");
     session.expect("Stopped");
     session.expect("READY> ");
-    session.say("kill -9 %1");
-    session.expect("READY> ");
-    session.pause();
-    session.say("true");
+    session.say("kill -9 %1; while [ -e /proc/$! ]; do sleep 0.1; done; true");
     session.expect("Killed");
 }
 
