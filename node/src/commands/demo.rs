@@ -76,7 +76,7 @@ pub fn main(_: DemoArgs) -> anyhow::Result<()> {
         print(&text)?;
     }
     print(
-        "\nA node computes as fast as its host; starting programs and system calls cost more, since each\n\
+        "\nA node computes about as fast as its host; starting programs and system calls cost more, since each\n\
          leaves the node. What one costs here: skein doctor. To run a program yourself: mosrun PROGRAM\n",
     )?;
     drop(sandbox);
