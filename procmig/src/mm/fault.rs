@@ -68,6 +68,15 @@ const WINDOW: u64 = 16;
 const WALKING_WINDOW: u64 = 128;
 /// Pages of a file that one fault maps, read from it if need be.
 const FILE_WINDOW: u64 = 16;
+/// The same where the pages just before are mapped already.
+const WALKING_FILE_WINDOW: u64 = 64;
+/// Private pages that one write copies at most: copying a page costs a hundredth of a fault.
+const COPY_WINDOW: u64 = 8;
+/// The same where the page before or after has been copied already.
+const WALKING_COPY_WINDOW: u64 = 64;
+/// Bytes of a private writable mapping of a file up to which it is taken for a program's data, most
+/// of which gets written: its pages are copied as they are touched, instead of shared until then.
+const DATA: u64 = 4 << 20;
 /// Pages known already that are mapped when a file is mapped.
 const MAX_KNOWN: usize = 1024;
 
@@ -117,7 +126,8 @@ impl AddressSpace {
         }
     }
 
-    /// A private page that is mapped, but not for writing, gets written.
+    /// A private page that is mapped, but not for writing, gets written: it becomes writable, and
+    /// with it its neighbours that the process has for itself or that are few enough to be copied.
     fn break_sharing(
         &self,
         inner: &mut Inner,
@@ -128,41 +138,56 @@ impl AddressSpace {
     ) -> Result<(), FaultError> {
         let frames = self.machine.frames();
         let first = paging::frame(leaf.entry);
-        let count = if leaf.large { FRAMES_PER_BLOCK } else { 1 };
-        if (0..count).all(|i| frames.is_sole(first.offset(i))) {
-            inner.tables.raise(&leaf, entry(first, region.protection, true) | leaf.entry & LARGE);
+        if leaf.large && (0..FRAMES_PER_BLOCK).all(|i| frames.is_sole(first.offset(i))) {
+            inner.tables.raise(&leaf, entry(first, region.protection, true) | LARGE);
             return Ok(());
         }
-        let old = leaf.frame(page);
-        if frames.is_sole(old) && leaf.large {
-            // Its neighbours are shared still; splitting leaves this one's frame where it is.
-            self.replace(inner, region, page, old, cpu)?;
-            return Ok(());
-        }
-        let copy = frames.allocate_to_overwrite()?;
-        self.machine.ram().copy_frame(old, copy);
-        match self.replace(inner, region, page, copy, cpu) {
-            Ok(()) => {
-                frames.release(old);
-                Ok(())
+        // A large page is split, but its neighbours are left.
+        let (start, end) = if leaf.large { (page, page + PAGE_SIZE) } else { inner.copy_window(region, page) };
+        let mut copied = Vec::new();
+        let mut missing = false;
+        let result = self.try_change(inner, start, end, cpu, &mut |at, old, large| {
+            if large || old & PRESENT == 0 || old & WRITE != 0 {
+                return old;
             }
-            Err(error) => {
-                frames.release(copy);
-                Err(error)
+            let frame = paging::frame(old);
+            if frames.is_sole(frame) {
+                return entry(frame, region.protection, true);
             }
-        }
+            // The page itself must be had; the others are copied only while plenty is left.
+            if at != page && !self.has_plenty() {
+                return old;
+            }
+            match frames.allocate_to_overwrite() {
+                Ok(copy) => {
+                    self.machine.ram().copy_frame(frame, copy);
+                    copied.push((at, frame, copy));
+                    entry(copy, region.protection, true)
+                }
+                Err(_) => {
+                    missing |= at == page;
+                    old
+                }
+            }
+        });
+        // Where the editor failed nobody knows which frames are in use, so all of them stay taken.
+        let done = result.map_err(|_| FaultError::OutOfMemory)?;
+        let unused: Vec<_> = copied
+            .into_iter()
+            .map(|(at, old, copy)| {
+                let took = inner.tables.lookup(at).is_some_and(|leaf| leaf.frame(at) == copy);
+                if took { old } else { copy }
+            })
+            .collect();
+        frames.release_all(&unused);
+        done?;
+        if missing { Err(FaultError::OutOfMemory) } else { Ok(()) }
     }
 
-    fn replace(
-        &self,
-        inner: &mut Inner,
-        region: &Region,
-        page: u64,
-        frame: vmm::addr::Frame,
-        cpu: &mut UserCpu,
-    ) -> Result<(), FaultError> {
-        let new = entry(frame, region.protection, true);
-        self.change(inner, page, page + PAGE_SIZE, cpu, &mut |_, _, _| new).map_err(|_| FaultError::OutOfMemory)
+    /// Whether frames may be taken for what is only likely to be touched.
+    fn has_plenty(&self) -> bool {
+        let frames = self.machine.frames();
+        frames.free() > frames.total() / 16
     }
 
     /// Nothing is mapped at `page` yet: maps it, and what is likely to be touched next.
@@ -170,13 +195,21 @@ impl AddressSpace {
         match &region.backing {
             Backing::Anonymous => self.populate_anonymous(inner, region, page),
             Backing::Object { object, .. } => {
-                let start = (page & !(FILE_WINDOW * PAGE_SIZE - 1)).max(region.start);
-                let end = start.next_multiple_of(FILE_WINDOW * PAGE_SIZE).max(page + PAGE_SIZE).min(region.end);
-                let end = if end == start { (start + FILE_WINDOW * PAGE_SIZE).min(region.end) } else { end };
+                let walking = page >= region.start + PAGE_SIZE && inner.tables.lookup(page - PAGE_SIZE).is_some();
+                let window = if walking { WALKING_FILE_WINDOW } else { FILE_WINDOW } * PAGE_SIZE;
+                let start = (page & !(window - 1)).max(region.start);
+                let end = ((page & !(window - 1)).saturating_add(window)).min(region.end);
                 let needed = region.object_page(page);
                 let first = region.object_page(start);
                 let pages = object.get(first..first + (end - start) / PAGE_SIZE, needed)?;
-                inner.map_object_pages(&self.machine, region, &pages, (access == Access::Write).then_some(needed))
+                let write = if is_data(region) && self.has_plenty() {
+                    Written::All
+                } else if access == Access::Write {
+                    Written::Page(needed)
+                } else {
+                    Written::None
+                };
+                inner.map_object_pages(&self.machine, region, &pages, write)
             }
         }
     }
@@ -203,7 +236,7 @@ impl AddressSpace {
         let index = |at: u64| ((at - start) / PAGE_SIZE) as usize;
         // The page itself must be had; the others are taken only while plenty is left.
         entries[index(page)] = entry(frames.allocate()?, region.protection, true);
-        if frames.free() > frames.total() / 16 {
+        if self.has_plenty() {
             for at in (start..end).step_by(PAGE_SIZE as usize).filter(|&at| at != page) {
                 if inner.tables.lookup(at).is_some() {
                     continue;
@@ -231,25 +264,54 @@ impl AddressSpace {
     }
 }
 
+/// Which of the pages that are mapped are for writing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Written {
+    /// None.
+    None,
+    /// This one.
+    Page(u64),
+    /// All of them.
+    All,
+}
+
+/// Whether an area is a program's data: see [`DATA`].
+fn is_data(region: &Region) -> bool {
+    !region.is_shared() && region.protection.contains(Protection::WRITE) && region.length() <= DATA
+}
+
 impl Inner {
+    /// Where around `page`, which is about to be copied, others are copied with it.
+    fn copy_window(&self, region: &Region, page: u64) -> (u64, u64) {
+        let copied = |at: u64| {
+            region.start <= at
+                && at < region.end
+                && self.tables.lookup(at).is_some_and(|leaf| !leaf.large && leaf.entry & WRITE != 0)
+        };
+        let walking = copied(page.wrapping_sub(PAGE_SIZE)) || copied(page + PAGE_SIZE);
+        let window = if walking { WALKING_COPY_WINDOW } else { COPY_WINDOW } * PAGE_SIZE;
+        let start = page & !(window - 1);
+        (start.max(region.start), start.saturating_add(window).min(region.end))
+    }
+
     /// Maps pages of an area's object, of which the caller has given a user to each; private ones
-    /// that are written are copied: `written`, and all of a small area that is writable, which is a
-    /// library's data that the loader is about to relocate.
+    /// that are written are copied.
     fn map_object_pages(
         &mut self,
         machine: &Machine,
         region: &Region,
         pages: &[(u64, vmm::addr::Frame)],
-        written: Option<u64>,
+        written: Written,
     ) -> Result<(), FaultError> {
         let frames = machine.frames();
         let mut result = Ok(());
         let base = region.object_page(region.start);
         for &(page, frame) in pages {
             let at = region.start + (page - base) * PAGE_SIZE;
+            let write = written == Written::All || written == Written::Page(page);
             let new = if region.is_shared() {
-                Some((frame, written == Some(page)))
-            } else if written == Some(page) {
+                Some((frame, write))
+            } else if write {
                 match frames.allocate_to_overwrite() {
                     Ok(copy) => {
                         machine.ram().copy_frame(frame, copy);
@@ -283,12 +345,12 @@ impl Inner {
     /// Maps the pages of a new area that its object has already.
     pub(super) fn map_known_pages(&mut self, machine: &Machine, region: &Region) {
         let Backing::Object { object, .. } = &region.backing else { return };
-        if region.protection.is_empty() {
+        if region.protection.is_empty() || is_data(region) {
             return;
         }
         let first = region.object_page(region.start);
         let pages = object.cached(first..first + region.length() / PAGE_SIZE, MAX_KNOWN);
-        if let Err(error) = self.map_object_pages(machine, region, &pages, None) {
+        if let Err(error) = self.map_object_pages(machine, region, &pages, Written::None) {
             tracing::debug!(%error, "known pages are left for later");
         }
     }

@@ -85,6 +85,10 @@ pub(super) struct Inner {
     gates: Vec<Gate>,
 }
 
+/// Page tables could not be edited.
+#[derive(Debug)]
+pub(super) struct EditFailed;
+
 /// An errno for a failure to change page tables.
 pub(super) fn table_errno(error: &TableError) -> Errno {
     if let TableError::Hypervisor(error) = error {
@@ -294,10 +298,26 @@ impl AddressSpace {
         cpu: &mut UserCpu,
         change: &mut dyn FnMut(u64, u64, bool) -> u64,
     ) -> Result<(), Errno> {
+        match self.try_change(inner, start, end, cpu, change) {
+            Ok(done) => done.map_err(|error| table_errno(&error)),
+            Err(EditFailed) => Err(Errno::ENOMEM),
+        }
+    }
+
+    /// The same; inside, whether there was memory for all of the changes: those that are in the tables
+    /// were made. Where the editor has failed the guest may still use the old entries.
+    pub(super) fn try_change(
+        &self,
+        inner: &mut Inner,
+        start: u64,
+        end: u64,
+        cpu: &mut UserCpu,
+        change: &mut dyn FnMut(u64, u64, bool) -> u64,
+    ) -> Result<Result<(), TableError>, EditFailed> {
         let mut changes = Changes::default();
         let result = inner.tables.update(start, end, change, &mut changes);
         if changes.is_empty() {
-            return result.map_err(|error| table_errno(&error));
+            return Ok(result);
         }
         let visited = inner.load_root(cpu);
         let applied = changes.apply(cpu, |cpu| inner.hold_out_others(cpu));
@@ -307,9 +327,9 @@ impl AddressSpace {
         if let Err(error) = applied {
             // Without the edits the guest could use frames that are about to be freed.
             tracing::error!(error = %crate::chain(&error), "page tables could not be edited");
-            return Err(Errno::ENOMEM);
+            return Err(EditFailed);
         }
-        result.map_err(|error| table_errno(&error))
+        Ok(result)
     }
 
     /// Changes the rights of a range.
