@@ -7,10 +7,12 @@
 mod forms;
 pub mod marshal;
 mod messages;
+pub mod partly;
 mod table_high;
 mod table_low;
 #[cfg(test)]
 mod tests;
+mod why;
 
 use nix::errno::Errno;
 
@@ -147,6 +149,8 @@ pub struct Row {
     pub arguments: u8,
     /// Who serves it.
     pub class: Class,
+    /// If nobody does: why, for a user. Else empty.
+    pub why: &'static str,
     /// It may block for long, so that a signal must break it off.
     pub may_block: bool,
 }
@@ -179,7 +183,7 @@ impl Row {
 }
 
 const fn make(nr: u32, name: &'static str, arguments: u8, class: Class) -> Row {
-    Row { nr, name, arguments, class, may_block: false }
+    Row { nr, name, arguments, class, why: "", may_block: false }
 }
 
 const fn local(nr: u32, name: &'static str, arguments: u8) -> Row {
@@ -206,8 +210,10 @@ const fn forward_form(nr: u32, name: &'static str, arguments: u8, form: Form) ->
     make(nr, name, arguments, Class::Forward(form))
 }
 
-const fn refuse(nr: u32, name: &'static str, arguments: u8, errno: Errno) -> Row {
-    make(nr, name, arguments, Class::Refuse(errno))
+const fn refuse(nr: u32, name: &'static str, arguments: u8, errno: Errno, why: &'static str) -> Row {
+    let mut row = make(nr, name, arguments, Class::Refuse(errno));
+    row.why = why;
+    row
 }
 
 /// First number of the second block; the numbers between the blocks are not used by Linux.
