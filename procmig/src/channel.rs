@@ -67,6 +67,17 @@ pub struct OpReply {
     pub signals: Vec<SigInfo>,
 }
 
+/// What went over a connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Requests whose reply was waited for and came.
+    pub round_trips: u64,
+    /// Bytes to the deputy.
+    pub sent: u64,
+    /// Bytes from the deputy.
+    pub received: u64,
+}
+
 /// One call connection, for one guest thread: one request at a time.
 #[derive(Debug)]
 pub struct CallChannel {
@@ -76,6 +87,7 @@ pub struct CallChannel {
     seq: u32,
     /// The call whose reply is awaited.
     pending: Option<(u32, [u64; 6])>,
+    traffic: Traffic,
 }
 
 impl From<io::Error> for ChannelError {
@@ -90,7 +102,12 @@ impl From<io::Error> for ChannelError {
 impl CallChannel {
     /// Takes over the node's end of a call connection.
     pub fn new(stream: UnixStream) -> Self {
-        Self { stream, output: Vec::new(), input: vec![0; INPUT], seq: 0, pending: None }
+        Self { stream, output: Vec::new(), input: vec![0; INPUT], seq: 0, pending: None, traffic: Traffic::default() }
+    }
+
+    /// What went over it since this was last asked.
+    pub fn take_traffic(&mut self) -> Traffic {
+        std::mem::take(&mut self.traffic)
     }
 
     /// The number that the next request will have.
@@ -178,6 +195,7 @@ impl CallChannel {
                 Err(errno) => return Err(io::Error::from(errno).into()),
             }
         }
+        self.traffic.sent += self.output.len() as u64;
         if self.output.capacity() > KEEP {
             self.output = Vec::new();
         }
@@ -211,6 +229,8 @@ impl CallChannel {
             if let Some(header) = header {
                 // Nothing may follow: one request, one reply.
                 let clean = got == wanted && descriptors.is_none_or(|passed| passed.len() <= MAX_DESCRIPTORS);
+                self.traffic.round_trips += 1;
+                self.traffic.received += got as u64;
                 return if clean { Ok(header) } else { Err(ChannelError::Malformed) };
             }
             let bytes = self.input.first_chunk().ok_or(ChannelError::Malformed)?;

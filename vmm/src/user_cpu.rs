@@ -67,11 +67,31 @@ pub struct UserCpu {
     stale: bool,
     /// The vCPU has died: some hypervisors leave nothing of its state then.
     dead: bool,
+    counts: Counts,
+}
+
+/// How often a vCPU has left the guest for one guest thread.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// In all.
+    pub exits: u64,
+    /// Of these, those of the page-table editor.
+    pub edits: u64,
 }
 
 impl UserCpu {
     pub(crate) fn new(machine: Arc<Machine>, vcpu: Box<dyn Vcpu>, area: GuestPhysAddr) -> Self {
-        Self { machine, vcpu, area, regs: Regs::default(), behind_call: None, in_user: false, stale: true, dead: false }
+        Self {
+            machine,
+            vcpu,
+            area,
+            regs: Regs::default(),
+            behind_call: None,
+            in_user: false,
+            stale: true,
+            dead: false,
+            counts: Counts::default(),
+        }
     }
 
     /// The thread's registers.
@@ -144,6 +164,11 @@ impl UserCpu {
         self.dead
     }
 
+    /// Exits since the last [`reset`](Self::reset).
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
     fn run_to_event(&mut self) -> Result<UserEvent, HypervisorError> {
         self.regs.rflags = self.regs.rflags & USER_FLAGS | FIXED_FLAGS;
         if self.regs.rip >= layout::USER_END {
@@ -165,6 +190,7 @@ impl UserCpu {
         *self.vcpu.regs_mut() = regs;
         let root = self.vcpu.root();
         let exit = self.vcpu.run()?;
+        self.counts.exits += 1;
         Ok(match exit {
             Exit::Port(port::SYSTEM_CALL) => self.on_system_call(),
             Exit::Port(number) if (port::EXCEPTION..port::EXCEPTION + 32).contains(&number) => {
@@ -318,6 +344,8 @@ impl UserCpu {
         let interrupter = self.vcpu.interrupter();
         let mut interrupted = false;
         let result = loop {
+            self.counts.exits += 1;
+            self.counts.edits += 1;
             match self.vcpu.run()? {
                 Exit::Port(port::EDITED) => break Ok(()),
                 // The run goes on where it stopped; the interrupt is for the thread.
@@ -343,6 +371,7 @@ impl UserCpu {
         self.regs = Regs::default();
         self.vcpu.set_root(GuestPhysAddr(layout::table::BOOT_PML4));
         self.stale = true;
+        self.counts = Counts::default();
         self.vcpu.set_segment_bases(0, 0);
         self.leave_kernel();
         // The next thread's state is set before it runs, so that nothing of this one is left then.

@@ -20,7 +20,11 @@ EXAMPLE
 
 COLUMNS
   STATE  R runs, S waits, T is stopped
+  TIME   CPU time, in the node
+  PEAK   most memory that was resident
   CALLS  system calls served in the node / forwarded to the process's home
+  BYTES  sent home / received from there
+  EXITS  how often its threads left the virtual machine
 
 {STATUSES}"))]
 pub struct PsArgs {
@@ -73,7 +77,10 @@ fn table(rows: &[(NodeName, ProcessStatus)]) -> Table {
         ("THREADS", Align::Right),
         ("TIME", Align::Right),
         ("RSS", Align::Right),
+        ("PEAK", Align::Right),
         ("CALLS", Align::Right),
+        ("BYTES", Align::Right),
+        ("EXITS", Align::Right),
         ("COMMAND", Align::Left),
     ]);
     for (node, process) in rows {
@@ -83,9 +90,12 @@ fn table(rows: &[(NodeName, ProcessStatus)]) -> Table {
             node.to_string(),
             process.state.to_string(),
             process.threads.to_string(),
-            cpu_time(process.cpu_micros),
+            cpu_time(process.usage.cpu_nanos / 1000),
             show(process.resident),
-            format!("{}/{}", process.local_calls, process.forwarded_calls),
+            show(process.usage.peak_resident),
+            format!("{}/{}", process.usage.local_calls, process.usage.forwarded_calls),
+            format!("{}/{}", show(process.usage.bytes_sent), show(process.usage.bytes_received)),
+            process.usage.exits.to_string(),
             printable(if process.command.is_empty() { &process.name } else { &process.command }),
         ]);
     }

@@ -11,8 +11,8 @@ use crate::nodelink;
 use crate::output::complain;
 use crate::statedir::StateDir;
 use anyhow::Context;
-use clap::{Args, Parser};
-use procmig::deputy::{self, Setup};
+use clap::{ArgGroup, Args, Parser};
+use procmig::deputy::{self, Reporter, Setup};
 use procmig::wire::control::{self, Attach, Ids};
 use search::SearchError;
 use std::ffi::{OsStr, OsString};
@@ -24,6 +24,7 @@ use std::process::ExitCode;
 
 mod process;
 mod search;
+mod stats;
 
 /// Exit status: mosrun itself failed.
 const FAILED: u8 = 125;
@@ -32,6 +33,7 @@ const AFTER_HELP: &str = "\
 EXAMPLE
   mosrun make -j4
   mosrun --trace -o calls.txt ls /
+  mosrun --stats xz -9 big
   seq 1000000 | mosrun sort -R | head
 
 EXIT STATUS
@@ -52,6 +54,7 @@ pub struct Mosrun {
 /// Run a program in a node, as if it ran here: same terminal, files, process ID, signals and exit status.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP, override_usage = "mosrun [OPTIONS] PROG [ARGS]...")]
+#[command(group(ArgGroup::new("told").args(["trace", "stats"]).multiple(true)))]
 pub struct RunArgs {
     #[command(flatten)]
     dir: DirArg,
@@ -61,8 +64,14 @@ pub struct RunArgs {
     /// Write each system call as strace does, to standard error
     #[arg(long)]
     trace: bool,
-    /// Write the trace to a file
-    #[arg(short, long, value_name = "FILE", requires = "trace")]
+    /// When the program has ended, tell what it used, to standard error
+    #[arg(long)]
+    stats: bool,
+    /// Tell it as JSON
+    #[arg(long, requires = "stats")]
+    json: bool,
+    /// Write the trace, or what the program used, to a file
+    #[arg(short, long, value_name = "FILE", requires = "told")]
     output: Option<PathBuf>,
     /// Program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROG [ARGS]")]
@@ -128,7 +137,15 @@ fn start(args: RunArgs, all: &[OsString]) -> Result<std::convert::Infallible, Fa
             shell.to_owned()
         }
     };
-    let trace = args.trace.then(|| open_trace(args.output)).transpose()?;
+    let output = (args.trace || args.stats).then(|| open_output(args.output)).transpose()?;
+    let reporter = match &output {
+        Some(output) if args.stats => {
+            let to = output.try_clone().context("no descriptor is left for what the program used")?;
+            Some(Reporter { to, text: stats::teller(argv.clone(), args.json) })
+        }
+        _ => None,
+    };
+    let trace = output.filter(|_| args.trace);
     let (node, node_name) = reach(&args.dir, args.node)?;
     let (ignored_signals, blocked_signals) = deputy::inherited_signals();
     let attach = Attach {
@@ -142,8 +159,9 @@ fn start(args: RunArgs, all: &[OsString]) -> Result<std::convert::Infallible, Fa
         ids: ids(),
         limits: process::limits(),
         trace: args.trace,
+        report: args.stats,
     };
-    let error = deputy::run(Setup { node, node_name: node_name.into(), attach, trace });
+    let error = deputy::run(Setup { node, node_name: node_name.into(), attach, trace, reporter });
     Err(anyhow::Error::new(error).into())
 }
 
@@ -155,13 +173,13 @@ fn mistaken_option<'a>(command: &'a [OsString], all: &[OsString]) -> Option<std:
     mistaken.then(|| std::path::Path::new(program).display())
 }
 
-fn open_trace(output: Option<PathBuf>) -> anyhow::Result<OwnedFd> {
+fn open_output(output: Option<PathBuf>) -> anyhow::Result<OwnedFd> {
     let Some(path) = output else {
         let stderr = std::io::stderr().as_fd().try_clone_to_owned();
-        return stderr.context("cannot write the trace to standard error; name a file with -o");
+        return stderr.context("cannot write to standard error; name a file with -o");
     };
     let file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o666).open(&path);
-    Ok(file.with_context(|| format!("cannot write the trace to {}", path.display()))?.into())
+    Ok(file.with_context(|| format!("cannot write to {}", path.display()))?.into())
 }
 
 /// Connects to the node that the program shall run in.
@@ -216,9 +234,12 @@ mod tests {
     }
 
     #[test]
-    fn a_program_is_required_and_a_trace_file_needs_a_trace() {
+    fn a_program_is_required_and_a_file_needs_what_goes_there() {
         assert!(Mosrun::try_parse_from(["mosrun"]).is_err());
         assert!(Mosrun::try_parse_from(["mosrun", "-o", "x", "ls"]).is_err());
+        assert!(Mosrun::try_parse_from(["mosrun", "--json", "ls"]).is_err());
         assert!(Mosrun::try_parse_from(["mosrun", "--trace", "-o", "x", "ls"]).is_ok());
+        assert!(Mosrun::try_parse_from(["mosrun", "--stats", "--json", "-o", "x", "ls"]).is_ok());
+        assert!(Mosrun::try_parse_from(["mosrun", "--stats", "--trace", "-o", "x", "ls"]).is_ok());
     }
 }

@@ -15,12 +15,14 @@ mod kernel;
 mod listing;
 mod messages;
 mod ops;
+mod report;
 mod serve;
 mod signals;
 mod standard;
 mod threads;
 
 pub use end::LOST_STATUS;
+pub use report::{Report, Reporter};
 pub use signals::inherited_signals;
 
 use crate::wire::control::{Attach, NodeRequest};
@@ -42,6 +44,8 @@ pub struct Setup {
     pub attach: Attach,
     /// Where trace lines go.
     pub trace: Option<OwnedFd>,
+    /// Who is told what the process used, if `attach.report`.
+    pub reporter: Option<Reporter>,
 }
 
 /// Why a deputy could not start; once it has started it exits as the guest process does.
@@ -71,7 +75,7 @@ pub fn run(setup: Setup) -> DeputyError {
 }
 
 fn start(setup: Setup) -> Result<serve::Server, DeputyError> {
-    let Setup { node, node_name, attach, trace } = setup;
+    let Setup { node, node_name, attach, trace, reporter } = setup;
     *threads::lock(&end::NAMES) = (attach.argv.first().unwrap_or(&attach.program).clone(), node_name);
     let making = threads::lock(&descriptors::MAKING);
     signals::start(attach.ignored_signals).map_err(DeputyError::Prepare)?;
@@ -82,6 +86,9 @@ fn start(setup: Setup) -> Result<serve::Server, DeputyError> {
     drop((nodes, request));
     if let Some(trace) = trace {
         control::TRACE.store(Own::new(trace).map_err(DeputyError::Prepare)?.leak(), Ordering::Relaxed);
+    }
+    if let Some(reporter) = reporter {
+        report::keep(reporter).map_err(DeputyError::Prepare)?;
     }
     let node = Own::new(node.into()).map_err(DeputyError::Prepare)?;
     drop(making);

@@ -3,7 +3,7 @@
 use super::descriptors::{self, Own};
 use super::serve::{Next, Server};
 use super::threads::{THREADS, lock};
-use super::{command_line, control, end, files, kernel, signals};
+use super::{command_line, control, end, files, kernel, report, signals};
 use crate::wire::op::Op;
 use nix::errno::Errno;
 use std::io;
@@ -49,6 +49,10 @@ pub(super) fn perform(op: Op, tid: i32, guest_blocks: u32) -> Next {
         // The leader stays to serve its connection.
         Op::EndThread if tid == std::process::id() as i32 => Next::Nothing,
         Op::EndThread => Next::End,
+        Op::Report { own, children } => {
+            report::tell(own, children);
+            Next::Nothing
+        }
         Op::Exit { status } => end::exit(status),
         Op::DieBySignal { signal } => end::die(signal),
         Op::MapFile { fd, write } => file(|| files::map_file(fd, write)),
@@ -109,6 +113,7 @@ fn fork() -> io::Result<Next> {
     let mut keep = control::kept();
     keep.extend([control.as_raw_fd(), call.as_raw_fd()]);
     descriptors::close_all_but(&keep);
+    report::forget();
     let started = signals::open().and_then(|()| control::start(control));
     drop(making);
     if started.is_err() {

@@ -305,6 +305,7 @@ impl GuestThread {
         }
         if self.thread.tid() != self.process.pid {
             let leader = self.process.take_leader_channel().ok_or(ExecError::Lost)?;
+            self.count(cpu);
             let own = std::mem::replace(&mut self.channel, leader);
             end_connection(own);
             self.thread.become_leader();
@@ -333,6 +334,7 @@ impl GuestThread {
         self.process.set_home_signals(SignalSet::EMPTY);
         lock(&self.process.timers).delete_posix();
         self.space.sync_all();
+        self.process.saw_resident(self.space.resident());
         self.space.part(&self.thread.gate);
         image.space.join(&self.thread.gate);
         self.process.set_space(Some(image.space.clone()));

@@ -58,7 +58,7 @@ impl GuestThread {
         channel: CallChannel,
         space: Arc<AddressSpace>,
     ) -> Option<Self> {
-        let thread = Thread::new(tid, process.clone(), signals, worker.gate.clone(), worker.host_tid);
+        let thread = Thread::new(tid, process.clone(), signals, worker.gate.clone(), worker.host);
         if !process.add_thread(&thread) {
             return None;
         }
@@ -113,6 +113,7 @@ impl GuestThread {
             }
             let event = cpu.run();
             self.thread.gate.leave();
+            self.count(cpu);
             match event {
                 Ok(UserEvent::SystemCall) => {
                     if !self.system_call(cpu) {
@@ -129,6 +130,11 @@ impl GuestThread {
                 Err(error) => return self.die(&crate::chain(&error)),
             }
         }
+    }
+
+    /// Makes what was counted since the last time visible to others.
+    pub fn count(&mut self, cpu: &UserCpu) {
+        self.thread.tally.note(cpu.counts(), self.channel.take_traffic());
     }
 
     /// The vCPU cannot go on: the process is killed, and only it.
@@ -193,6 +199,7 @@ impl GuestThread {
             6 if self.is_software_interrupt(cpu) => info::kernel(libc::SIGSEGV),
             6 => info::fault(libc::SIGILL, info::ILL_ILLOPN, rip),
             14 => {
+                self.thread.tally.faults.add(1);
                 let access = match error_code {
                     code if code & 16 != 0 => Access::Execute,
                     code if code & 2 != 0 => Access::Write,
@@ -262,10 +269,10 @@ impl GuestThread {
         self.say_goodbye(cpu);
         self.thread.end_call();
         self.space.part(&self.thread.gate);
-        let counters = &self.process.counters;
-        counters.ended_cpu.fetch_add(self.thread.cpu_time(), Ordering::Relaxed);
+        self.count(cpu);
+        let last = self.process.remove_thread(&self.thread);
         cpu.reset();
-        if !self.process.remove_thread(&self.thread) {
+        if !last {
             let Ok(idle) = std::os::unix::net::UnixStream::pair() else { return };
             if self.thread.tid() == self.process.pid {
                 let channel = std::mem::replace(&mut self.channel, CallChannel::new(idle.0));
@@ -288,7 +295,6 @@ impl GuestThread {
         self.space.sync_all();
         // No longer found by the time that the parent learns of it; then the memory, which takes
         // longer, while home goes on.
-        self.process.counters.peak_resident.fetch_max(self.space.resident(), Ordering::Relaxed);
         self.kernel().keep_usage(&self.process);
         self.kernel().leave(&self.process);
         let last_words = match ending {
@@ -296,10 +302,12 @@ impl GuestThread {
             Ending::Signal(signal) => Some(Op::DieBySignal { signal: signal as u32 }),
             Ending::Lost => None,
         };
-        if let Some(op) = last_words
-            && let Err(error) = self.channel.post(&op)
-        {
-            tracing::debug!(%error, "call connection");
+        let report = (self.process.report.load(Ordering::Relaxed) && last_words.is_some())
+            .then(|| Op::Report { own: self.process.usage(), children: self.process.children_usage() });
+        for op in report.into_iter().chain(last_words) {
+            if let Err(error) = self.channel.post(&op) {
+                tracing::debug!(%error, "call connection");
+            }
         }
         self.process.set_space(None);
         self.process.end_vfork();

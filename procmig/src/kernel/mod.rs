@@ -8,6 +8,7 @@
 pub mod deliver;
 mod exec;
 pub mod guest;
+pub mod host_thread;
 mod housekeeping;
 pub mod pool;
 mod proc_files;
@@ -15,6 +16,7 @@ pub mod process;
 pub mod relay;
 mod start;
 pub mod syscalls;
+pub mod tally;
 pub mod thread;
 pub mod timers;
 
@@ -25,6 +27,7 @@ use crate::signal::frame::FpuLayout;
 use crate::vdso;
 use crate::vdso::clock::Clock;
 use crate::vdso::page::TimePage;
+use crate::wire::usage::Usage;
 use nix::errno::Errno;
 use process::Process;
 use std::collections::HashMap;
@@ -60,12 +63,10 @@ pub enum KernelError {
 
 /// What a process has used that has ended and was not waited for yet.
 #[derive(Debug, Clone, Copy)]
-pub struct Usage {
+struct Ended {
     parent: i32,
-    /// Nanoseconds of CPU time, its waited-for children's too.
-    pub cpu: u64,
-    /// Most bytes resident.
-    pub peak_resident: u64,
+    /// Its waited-for children's too.
+    usage: Usage,
 }
 
 /// All state of a node.
@@ -95,7 +96,7 @@ pub struct Kernel {
     /// `AT_HWCAP2`
     pub hwcap2: u64,
     processes: Mutex<HashMap<i32, Arc<Process>>>,
-    ended: Mutex<HashMap<i32, Usage>>,
+    ended: Mutex<HashMap<i32, Ended>>,
     /// When the node was ready.
     pub ready: Instant,
     stopping: AtomicBool,
@@ -179,32 +180,28 @@ impl Kernel {
         }
     }
 
-    /// Keeps what a process has used for its parent, if that is a guest of this node.
+    /// Keeps what a process has used for its parent, if that is a guest of this node that will wait.
     pub fn keep_usage(&self, process: &Process) {
         let parent = process.parent;
-        let has_parent = self.process(parent).is_some();
+        let has_parent = self.process(parent).is_some_and(|parent| parent.waits_for_children());
+        let mut usage = process.usage();
+        usage.add(&process.children_usage());
         let mut ended = lock(&self.ended);
         // Its own children have another parent now.
-        ended.retain(|_, usage| usage.parent != process.pid);
+        ended.retain(|_, child| child.parent != process.pid);
         if has_parent {
-            let counters = &process.counters;
-            let usage = Usage {
-                parent,
-                cpu: process.cpu_time() + counters.children_cpu.load(Ordering::Relaxed),
-                peak_resident: counters.peak_resident.load(Ordering::Relaxed),
-            };
-            ended.insert(process.pid, usage);
+            ended.insert(process.pid, Ended { parent, usage });
         }
     }
 
     /// What a process has used that has ended.
     pub fn usage(&self, pid: i32) -> Option<Usage> {
-        lock(&self.ended).get(&pid).copied()
+        lock(&self.ended).get(&pid).map(|ended| ended.usage)
     }
 
     /// The same, once.
     pub fn take_usage(&self, pid: i32) -> Option<Usage> {
-        lock(&self.ended).remove(&pid)
+        lock(&self.ended).remove(&pid).map(|ended| ended.usage)
     }
 
     /// Lets no process in any more; returns whether there is none. With `force` all are killed.

@@ -1,6 +1,7 @@
 //! vCPUs, each with the host thread that runs it. They cannot be destroyed, so they wait for the next guest thread.
 
 use super::guest::GuestThread;
+use super::host_thread::HostThread;
 use super::lock;
 use crate::mm::Gate;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -18,8 +19,8 @@ type Job = Box<dyn FnOnce(&mut UserCpu) -> Option<GuestThread> + Send>;
 pub struct Worker {
     /// The gate of the guest thread that it will run.
     pub gate: Gate,
-    /// Its host TID.
-    pub host_tid: i32,
+    /// The host thread itself.
+    pub host: HostThread,
     sender: Sender<Job>,
 }
 
@@ -73,7 +74,7 @@ impl Pool {
         let mut cpu = self.machine.create_cpu()?;
         let interrupter = cpu.interrupter();
         let (sender, receiver): (Sender<Job>, Receiver<Job>) = channel();
-        let (tid_sender, tid_receiver) = channel();
+        let (host_sender, host_receiver) = channel();
         let idle = self.idle.clone();
         let own = sender.clone();
         let failed = |source| MachineError::Thread { source };
@@ -81,8 +82,7 @@ impl Pool {
             .name("vcpu".into())
             .stack_size(STACK)
             .spawn(move || {
-                let host_tid = nix::unistd::gettid().as_raw();
-                let _ = tid_sender.send(host_tid);
+                let _ = host_sender.send(HostThread::current());
                 while let Ok(job) = receiver.recv() {
                     if let Some(guest) = job(&mut cpu) {
                         // Everything of the guest thread is gone before the next may come.
@@ -92,13 +92,14 @@ impl Pool {
                         return;
                     }
                     cpu.reset();
-                    let worker = Worker { gate: Gate::new(cpu.interrupter()), host_tid, sender: own.clone() };
+                    let (gate, host) = (Gate::new(cpu.interrupter()), HostThread::current());
+                    let worker = Worker { gate, host, sender: own.clone() };
                     lock(&idle).push(worker);
                 }
             })
             .map_err(failed)?;
-        let host_tid = tid_receiver.recv().map_err(|_| failed(std::io::Error::other("the thread ended")))?;
-        Ok(Worker { gate: Gate::new(interrupter), host_tid, sender })
+        let host = host_receiver.recv().map_err(|_| failed(std::io::Error::other("the thread ended")))?;
+        Ok(Worker { gate: Gate::new(interrupter), host, sender })
     }
 }
 

@@ -8,6 +8,7 @@ use crate::signal::pending::PendingSignals;
 use crate::signal::set::{DefaultAction, SignalSet, default_action};
 use crate::wire::control::{Ids, ProcessStatus, SigInfo, ToDeputy};
 use crate::wire::frame;
+use crate::wire::usage::Usage;
 use std::collections::{HashMap, HashSet};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -107,18 +108,12 @@ impl Identity {
 /// Counts of what a process did.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// System calls served here.
-    pub local_calls: AtomicU64,
-    /// System calls forwarded home.
-    pub forwarded_calls: AtomicU64,
-    /// Nanoseconds of CPU time of threads that have ended.
-    pub ended_cpu: AtomicU64,
+    /// What threads that have ended have used.
+    pub ended: Mutex<Usage>,
+    /// Children that were waited for, and theirs.
+    pub children: Mutex<Usage>,
     /// Most bytes resident that were seen.
     pub peak_resident: AtomicU64,
-    /// Nanoseconds of CPU time of children that were waited for, and of theirs.
-    pub children_cpu: AtomicU64,
-    /// Most bytes resident of any of them.
-    pub children_peak: AtomicU64,
     /// Seconds of CPU time at which `SIGXCPU` was sent last.
     pub cpu_warned: AtomicU64,
 }
@@ -153,6 +148,8 @@ pub struct Process {
     pub timers: Mutex<super::timers::ProcessTimers>,
     /// Each system call is told to the deputy.
     pub trace: bool,
+    /// What it has used is told to the deputy when it ends.
+    pub report: AtomicBool,
     control: Mutex<Arc<UnixStream>>,
     threads: Mutex<Vec<Arc<Thread>>>,
     threads_changed: Condvar,
@@ -197,6 +194,7 @@ impl Process {
             counters: Counters::default(),
             timers: Mutex::default(),
             trace,
+            report: AtomicBool::new(false),
             control: Mutex::new(control),
             threads: Mutex::default(),
             threads_changed: Condvar::new(),
@@ -257,11 +255,13 @@ impl Process {
         true
     }
 
-    /// Takes a thread out; `true` if it was the last.
+    /// Takes a thread out, which keeps what it has used; `true` if it was the last.
     pub fn remove_thread(&self, thread: &Arc<Thread>) -> bool {
         let mut threads = lock(&self.threads);
         let before = threads.len();
         threads.retain(|other| !Arc::ptr_eq(other, thread));
+        // Before anyone can sum up without it.
+        lock(&self.counters.ended).add(&thread.usage());
         self.threads_changed.notify_all();
         before > 0 && threads.is_empty()
     }
@@ -470,8 +470,37 @@ impl Process {
 
     /// CPU time in nanoseconds of all threads, ended ones too.
     pub fn cpu_time(&self) -> u64 {
-        let running: u64 = self.threads().iter().map(|thread| thread.cpu_time()).sum();
-        running + self.counters.ended_cpu.load(Ordering::Relaxed)
+        let threads = lock(&self.threads);
+        let running: u64 = threads.iter().map(|thread| thread.cpu_time()).sum();
+        running + lock(&self.counters.ended).cpu_nanos
+    }
+
+    /// What its threads have used, ended ones too; children not counted.
+    pub fn usage(&self) -> Usage {
+        let resident = self.space().map_or(0, |space| space.resident());
+        let threads = lock(&self.threads);
+        let mut usage = *lock(&self.counters.ended);
+        for thread in threads.iter() {
+            usage.add(&thread.usage());
+        }
+        usage.peak_resident = self.saw_resident(resident);
+        usage
+    }
+
+    /// What the children have used that were waited for, and theirs.
+    pub fn children_usage(&self) -> Usage {
+        *lock(&self.counters.children)
+    }
+
+    /// Notes that so many bytes are resident; returns the most that were seen.
+    pub fn saw_resident(&self, resident: u64) -> u64 {
+        self.counters.peak_resident.fetch_max(resident, Ordering::Relaxed).max(resident)
+    }
+
+    /// Whether children that end wait to be waited for: home's kernel keeps none for who ignores them.
+    pub fn waits_for_children(&self) -> bool {
+        let action = lock(&self.signals).action(libc::SIGCHLD);
+        action.handler != IGNORE && action.flags & libc::SA_NOCLDWAIT as u64 == 0
     }
 
     /// Whether a refusal of this call is to be logged: the first time.
@@ -497,12 +526,10 @@ impl Process {
             name: lossy(&identity.name),
             command: identity.argv.iter().map(|argument| lossy(argument)).collect::<Vec<_>>().join(" "),
             threads: threads.len() as u32,
-            cpu_micros: self.cpu_time() / 1000,
             resident: space.as_ref().map_or(0, |space| space.resident()),
             virtual_size: space.as_ref().map_or(0, |space| space.virtual_size()),
-            local_calls: self.counters.local_calls.load(Ordering::Relaxed),
-            forwarded_calls: self.counters.forwarded_calls.load(Ordering::Relaxed),
-            faults: space.as_ref().map_or(0, |space| space.fault_count()),
+            usage: self.usage(),
+            children: self.children_usage(),
             state: if self.is_stopped() {
                 'T'
             } else if running {

@@ -10,6 +10,7 @@ use crate::wire::control::Attach;
 use crate::wire::op::Op;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use vmm::user_cpu::initial_fpu;
 
 /// Why a process cannot be started.
@@ -95,6 +96,7 @@ impl Kernel {
             Arc::new(control),
             attach.trace,
         );
+        process.report.store(attach.report, Ordering::Relaxed);
         self.enter(&process).map_err(StartError::Refused)?;
         if let Err(error) = self.relay.add(&process) {
             self.leave(&process);

@@ -1,13 +1,16 @@
 //! A guest thread, as others see it.
 
+use super::host_thread::HostThread;
 use super::lock;
 use super::process::Process;
+use super::tally::Tally;
 use crate::futex::Parker;
 use crate::mm::Gate;
 use crate::signal::altstack::AltStack;
 use crate::signal::pending::PendingSignals;
 use crate::signal::set::SignalSet;
 use crate::wire::control::ToDeputy;
+use crate::wire::usage::Usage;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -45,15 +48,15 @@ pub struct Thread {
     pub clear_tid: AtomicU64,
     /// `set_robust_list`
     pub robust_list: AtomicU64,
+    /// Counts of what it did.
+    pub tally: Tally,
     /// The host thread that runs it.
-    host_tid: i32,
-    /// The host thread's CPU time when it began, in nanoseconds.
-    cpu_before: u64,
+    host: HostThread,
 }
 
 impl Thread {
-    /// A thread that is about to run on the host thread `host_tid`.
-    pub fn new(tid: i32, process: Arc<Process>, signals: ThreadSignals, gate: Gate, host_tid: i32) -> Arc<Self> {
+    /// A thread that is about to run on the host thread `host`.
+    pub fn new(tid: i32, process: Arc<Process>, signals: ThreadSignals, gate: Gate, host: HostThread) -> Arc<Self> {
         Arc::new(Self {
             tid: AtomicI32::new(tid),
             process,
@@ -64,8 +67,8 @@ impl Thread {
             call: Mutex::new(None),
             clear_tid: AtomicU64::new(0),
             robust_list: AtomicU64::new(0),
-            host_tid,
-            cpu_before: host_thread_time(host_tid),
+            tally: Tally::default(),
+            host,
         })
     }
 
@@ -81,7 +84,13 @@ impl Thread {
 
     /// CPU time in nanoseconds that it has used, which the host has accounted to it.
     pub fn cpu_time(&self) -> u64 {
-        host_thread_time(self.host_tid).saturating_sub(self.cpu_before)
+        self.host.cpu_time()
+    }
+
+    /// What it has used; no memory, which is the process's.
+    pub fn usage(&self) -> Usage {
+        let cpu_nanos = self.host.cpu_time();
+        Usage { cpu_nanos, system_nanos: self.host.system_time().min(cpu_nanos), ..self.tally.usage() }
     }
 
     /// Has it look for signals, or for its end: at once, wherever it is.
@@ -129,17 +138,4 @@ impl Thread {
     pub fn is_in_call(&self) -> bool {
         lock(&self.call).is_some()
     }
-}
-
-/// CPU time of a thread of this process in nanoseconds; 0 if it has ended.
-fn host_thread_time(tid: i32) -> u64 {
-    // The kernel's encoding of a thread's CPU clock.
-    const PER_THREAD_SCHED: i32 = 6;
-    let clock = (!tid << 3) | PER_THREAD_SCHED;
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is the place that the call writes to.
-    if unsafe { libc::clock_gettime(clock, &mut time) } != 0 {
-        return 0;
-    }
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }

@@ -86,7 +86,6 @@ impl AddressSpace {
     /// # Errors
     /// See [`FaultError`].
     pub fn fault(&self, address: u64, access: Access, cpu: &mut UserCpu) -> Result<(), FaultError> {
-        self.count_fault();
         self.fault_locked(&mut self.lock(), address, access, cpu)
     }
 

@@ -71,7 +71,6 @@ pub struct AddressSpace {
     id: u64,
     pub(super) machine: Arc<Machine>,
     pub(super) inner: Mutex<Inner>,
-    faults: AtomicU64,
 }
 
 /// What the lock protects.
@@ -132,7 +131,7 @@ impl AddressSpace {
 
     fn with(machine: Arc<Machine>, inner: Inner) -> Arc<Self> {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { id, machine, inner: Mutex::new(inner), faults: AtomicU64::new(0) })
+        Arc::new(Self { id, machine, inner: Mutex::new(inner) })
     }
 
     /// Names the address space in futex keys.
@@ -182,15 +181,6 @@ impl AddressSpace {
     /// A free place for `length` bytes, where `mmap` would put them.
     pub fn find_place(&self, length: u64) -> Option<u64> {
         self.lock().place(0, page_ceil(length)?, false)
-    }
-
-    /// Page faults that reached the personality.
-    pub fn fault_count(&self) -> u64 {
-        self.faults.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn count_fault(&self) {
-        self.faults.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Bytes mapped.

@@ -7,10 +7,11 @@
 //! answered by one [`NodeReply`], and the next may follow.
 
 use super::call::SIGINFO_SIZE;
+use super::usage::Usage;
 use serde::{Deserialize, Serialize};
 
 /// Version of these protocols; peers must agree.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Cap on the frame of a [`NodeRequest`]: the arguments and environment are in it.
 pub const MAX_REQUEST: usize = 8 << 20;
 /// Cap on every other frame.
@@ -56,6 +57,8 @@ pub struct Attach {
     pub limits: Vec<(u32, u64, u64)>,
     /// Send [`ToDeputy::Trace`] for each system call.
     pub trace: bool,
+    /// Send [`Op::Report`](super::op::Op::Report) when the process ends.
+    pub report: bool,
 }
 
 /// User and group IDs of a process.
@@ -122,18 +125,14 @@ pub struct ProcessStatus {
     pub command: String,
     /// Guest threads.
     pub threads: u32,
-    /// CPU time in microseconds.
-    pub cpu_micros: u64,
     /// Bytes resident.
     pub resident: u64,
     /// Bytes of address space.
     pub virtual_size: u64,
-    /// System calls served in the node.
-    pub local_calls: u64,
-    /// System calls forwarded home.
-    pub forwarded_calls: u64,
-    /// Page faults that reached the VMM.
-    pub faults: u64,
+    /// What it has used so far.
+    pub usage: Usage,
+    /// What its children have used that it has waited for, and theirs.
+    pub children: Usage,
     /// `R`, `S` or `T`.
     pub state: char,
     /// User ID.

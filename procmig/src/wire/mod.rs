@@ -11,3 +11,4 @@ pub mod call;
 pub mod control;
 pub mod frame;
 pub mod op;
+pub mod usage;

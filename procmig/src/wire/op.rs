@@ -1,5 +1,6 @@
 //! Operations that a node asks of a deputy and that are no system call of their own.
 
+use super::usage::Usage;
 use serde::{Deserialize, Serialize};
 
 /// What a node asks of the deputy's thread that serves the connection. The reply's `ret` is the
@@ -33,6 +34,16 @@ pub enum Op {
     /// End this deputy thread. No reply. A thread-group leader only stays idle instead, so that
     /// its connection can still serve a later `exec`.
     EndThread,
+    /// The process is about to end; this is what it used. Sent only if [`Attach::report`] asked for it.
+    /// No reply.
+    ///
+    /// [`Attach::report`]: super::control::Attach::report
+    Report {
+        /// The process itself.
+        own: Usage,
+        /// Children that it waited for, and theirs.
+        children: Usage,
+    },
     /// End the process with this exit status. No reply: the connections close.
     Exit {
         /// As given to `exit_group(2)`; only the low 8 bits reach the parent.

@@ -78,6 +78,7 @@ pub fn attach() -> Attach {
         ids: Ids { uid: 0, euid: 0, gid: 0, egid: 0 },
         limits: Vec::new(),
         trace: false,
+        report: false,
     }
 }
 
@@ -104,7 +105,7 @@ impl Deputy {
                 drop(control);
                 prepare();
                 close_others(&[Some(node.as_raw_fd()), trace.as_ref().map(AsRawFd::as_raw_fd)]);
-                let error = deputy::run(Setup { node, node_name: "n1".into(), attach, trace });
+                let error = deputy::run(Setup { node, node_name: "n1".into(), attach, trace, reporter: None });
                 eprintln!("{error:?}");
                 std::process::abort();
             }

@@ -5,7 +5,7 @@ use crate::kernel::process::{IGNORE, Process, StackPlaces};
 use crate::kernel::thread::Thread;
 use crate::mm::{Backing, Protection, Region, RegionFlags};
 use crate::signal::set::SignalSet;
-use std::sync::atomic::Ordering;
+use crate::wire::usage::Usage;
 
 /// Bytes of a stack that are taken to be in use.
 const TOUCHED_STACK: u64 = 128 << 10;
@@ -44,10 +44,10 @@ pub(super) struct Figures {
     pub state: Option<char>,
     /// Threads.
     pub threads: usize,
-    /// Nanoseconds of CPU time: of the process, or of the thread.
-    pub cpu: u64,
-    /// Page faults.
-    pub faults: u64,
+    /// What the process has used, or the thread.
+    pub usage: Usage,
+    /// What children have used that were waited for.
+    pub children: Usage,
     /// Memory.
     pub sizes: Sizes,
     /// Waiting signals of the thread.
@@ -72,16 +72,14 @@ pub(super) fn of(process: &Process, thread: Option<&Thread>, alone: bool, caller
     let mut figures = Figures {
         state: thread.and_then(|thread| state(process, thread, caller)),
         threads: process.threads().len(),
-        cpu: thread.filter(|_| alone).map_or_else(|| process.cpu_time(), Thread::cpu_time),
+        usage: thread.filter(|_| alone).map_or_else(|| process.usage(), Thread::usage),
+        children: process.children_usage(),
         ..Figures::default()
     };
     if let Some(space) = process.space() {
-        figures.faults = space.fault_count();
         let program = String::from_utf8_lossy(&lock(&process.identity).executable).into_owned();
         figures.sizes = sizes(&space.regions(), space.resident(), &program);
-        let resident = figures.sizes.resident;
-        let peak = process.counters.peak_resident.fetch_max(resident, Ordering::Relaxed);
-        figures.sizes.peak_resident = peak.max(resident);
+        figures.sizes.peak_resident = process.saw_resident(figures.sizes.resident);
     }
     {
         let identity = lock(&process.identity);

@@ -85,10 +85,13 @@ fn field(number: u32, figures: &Figures, inspect: bool) -> Option<u64> {
     const SHOWN: u64 = 0x7fff_ffff;
     let (sizes, places) = (&figures.sizes, &figures.places);
     Some(match number {
-        10 => figures.faults,
-        12 => 0,
-        14 => figures.cpu / TICK,
-        15 => 0,
+        10 => figures.usage.faults,
+        11 => figures.children.faults,
+        12 | 13 => 0,
+        14 => figures.usage.user_nanos() / TICK,
+        15 => figures.usage.system_nanos / TICK,
+        16 => figures.children.user_nanos() / TICK,
+        17 => figures.children.system_nanos / TICK,
         20 => figures.threads as u64,
         23 => sizes.total,
         24 => sizes.resident / PAGE_SIZE,
@@ -136,11 +139,13 @@ mod tests {
     use super::super::figures::Sizes;
     use super::*;
     use crate::signal::set::SignalSet;
+    use crate::wire::usage::Usage;
 
     fn figures() -> Figures {
         let sizes = Sizes { total: 12 << 20, resident: 3 << 20, anonymous: 1 << 20, ..Sizes::default() };
         let (blocked, caught) = (SignalSet::of(&[10]), SignalSet::of(&[64, 2]));
-        Figures { state: Some('R'), threads: 7, cpu: 25 * TICK, sizes, blocked, caught, ..Figures::default() }
+        let usage = Usage { cpu_nanos: 28 * TICK, system_nanos: 3 * TICK, ..Usage::default() };
+        Figures { state: Some('R'), threads: 7, usage, sizes, blocked, caught, ..Figures::default() }
     }
 
     #[test]
@@ -162,7 +167,7 @@ mod tests {
         let fields: Vec<&str> = text.strip_prefix("12 (a ) b) ").unwrap().trim_end().split(' ').collect();
         assert_eq!(fields.len(), 50);
         let field = |n: usize| fields[n - 3];
-        assert_eq!((field(3), field(4), field(14), field(20)), ("R", "1004", "25", "7"));
+        assert_eq!((field(3), field(4), field(14), field(15), field(20)), ("R", "1004", "25", "3", "7"));
         assert_eq!((field(23), field(24), field(32), field(34)), ("12582912", "768", "512", "2"));
         assert_eq!((field(22), field(52)), ("1022", "1052"));
         assert!(text.ends_with(" 1052\n"));

@@ -15,7 +15,6 @@ use crate::wire::call::blocked;
 use crate::wire::control::{SigInfo, ToDeputy};
 use nix::errno::Errno;
 use std::cell::Cell;
-use std::sync::atomic::Ordering;
 use vmm::addr::GuestVirtAddr;
 use vmm::user_cpu::UserCpu;
 
@@ -42,7 +41,7 @@ fn perform(
     args: &[u64; 6],
     path: Option<(u64, Vec<u8>)>,
 ) -> Outcome {
-    guest.process.counters.forwarded_calls.fetch_add(1, Ordering::Relaxed);
+    guest.thread.tally.forwarded_calls.add(1);
     let kind = restart_kind(nr);
     let blocked = blocked_bits(guest);
     let interruptible = calls::row(nr).is_some_and(|row| row.may_block);

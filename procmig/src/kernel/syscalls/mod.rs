@@ -21,7 +21,6 @@ use super::guest::{GuestThread, failure};
 use super::proc_files;
 use crate::calls::{self, Class};
 use nix::errno::Errno;
-use std::sync::atomic::Ordering;
 use vmm::user_cpu::UserCpu;
 
 /// How a system call ends.
@@ -63,7 +62,7 @@ pub fn dispatch(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64) -> Outcome 
 fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -> Outcome {
     let number = nr as i64;
     let local = |guest: &GuestThread| {
-        guest.process.counters.local_calls.fetch_add(1, Ordering::Relaxed);
+        guest.thread.tally.local_calls.add(1);
     };
     let served = match number {
         libc::SYS_rt_sigprocmask => signals::sigprocmask(guest, cpu, args).into(),
@@ -83,12 +82,9 @@ fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -
         libc::SYS_timer_gettime => time::timer_gettime(guest, cpu, args).into(),
         libc::SYS_timer_getoverrun => time::timer_getoverrun(guest, args).into(),
         libc::SYS_timer_delete => time::timer_delete(guest, args).into(),
-        libc::SYS_getrusage if args[0] as i32 == libc::RUSAGE_CHILDREN => {
-            return waiting::children_usage(guest, cpu, args);
-        }
-        libc::SYS_getrusage => info::getrusage(guest, cpu, args).into(),
+        libc::SYS_getrusage => return waiting::getrusage(guest, cpu, args),
         libc::SYS_wait4 | libc::SYS_waitid => return waiting::wait(guest, cpu, nr as u32, args),
-        libc::SYS_times => info::times(guest, cpu, args).into(),
+        libc::SYS_times => return waiting::times(guest, cpu, args),
         libc::SYS_mmap => memory::mmap(guest, cpu, args).into(),
         libc::SYS_munmap => memory::munmap(guest, cpu, args).into(),
         libc::SYS_mprotect => memory::mprotect(guest, cpu, args).into(),
@@ -193,7 +189,7 @@ fn by_table(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]
 
 /// The errno of a kernel without the feature, and a line in the log.
 fn refuse(guest: &GuestThread, nr: u64, errno: Errno) -> Outcome {
-    guest.process.counters.local_calls.fetch_add(1, Ordering::Relaxed);
+    guest.thread.tally.local_calls.add(1);
     if guest.process.first_refusal(nr as u32) {
         let name = u32::try_from(nr).ok().and_then(calls::name).unwrap_or("unknown");
         let program = String::from_utf8_lossy(&super::lock(&guest.process.identity).name).into_owned();

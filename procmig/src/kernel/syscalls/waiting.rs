@@ -1,15 +1,19 @@
-//! Waiting for children: they are the deputy's, and what they used was used in the node.
+//! Waiting for children, which are the deputy's, and telling what was used: at home and in the node.
 
 use super::{CallResult, Outcome, forward};
 use crate::kernel::guest::GuestThread;
+use crate::kernel::lock;
 use crate::usermem::UserMemory;
+use crate::wire::usage::Usage;
 use nix::errno::Errno;
-use std::sync::atomic::Ordering;
 use vmm::addr::GuestVirtAddr;
 use vmm::user_cpu::UserCpu;
 
-/// Offset of `ru_maxrss`, in KiB, in a `struct rusage`; the user time is at 0.
+/// Offsets in a `struct rusage`, whose user time is at 0: time in the kernel, most KiB resident, and
+/// faults that needed no input, before those that did.
+const SYSTEM: u64 = 16;
 const MAX_RESIDENT: u64 = 32;
+const MINOR_FAULTS: u64 = 64;
 /// Offset of `si_pid` in a `siginfo_t`.
 const CHILD: u64 = 12;
 
@@ -28,36 +32,66 @@ pub fn wait(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u32, args: &[u64; 6]
     let kernel = guest.kernel().clone();
     let Some(used) = (if reaps { kernel.take_usage(child) } else { kernel.usage(child) }) else { return outcome };
     if reaps {
-        let counters = &guest.process.counters;
-        counters.children_cpu.fetch_add(used.cpu, Ordering::Relaxed);
-        counters.children_peak.fetch_max(used.peak_resident, Ordering::Relaxed);
+        lock(&guest.process.counters.children).add(&used);
     }
     if usage != 0
-        && let Err(errno) = guest.with_memory(cpu, |memory| add_usage(memory, usage, used.cpu, used.peak_resident))
+        && let Err(errno) = guest.with_memory(cpu, |memory| add_usage(memory, usage, &used))
     {
         return Err(errno).into();
     }
     outcome
 }
 
-/// Adds to a `struct rusage`: user time in nanoseconds, and a size in bytes if it is larger.
-fn add_usage(memory: &dyn UserMemory, at: u64, nanos: u64, resident: u64) -> Result<(), Errno> {
+/// Adds what was used in the node to home's `struct rusage`, which tells of deputies: their CPU time was
+/// spent for the guests, but their memory and its faults are not the guests'.
+fn add_usage(memory: &dyn UserMemory, at: u64, used: &Usage) -> Result<(), Errno> {
     let at = GuestVirtAddr(at);
-    let micros = memory.read_u64(at)?.wrapping_mul(1_000_000).wrapping_add(memory.read_u64(at + 8)?) + nanos / 1000;
-    memory.write_u64(at, micros / 1_000_000)?;
-    memory.write_u64(at + 8, micros % 1_000_000)?;
-    let peak = memory.read_u64(at + MAX_RESIDENT)?.max(resident >> 10);
-    memory.write_u64(at + MAX_RESIDENT, peak)
+    for (offset, nanos) in [(0, used.user_nanos()), (SYSTEM, used.system_nanos)] {
+        let at = at + offset;
+        let home = memory.read_u64(at)?.wrapping_mul(1_000_000).wrapping_add(memory.read_u64(at + 8)?);
+        let micros = home.wrapping_add(nanos / 1000);
+        memory.write_u64(at, micros / 1_000_000)?;
+        memory.write_u64(at + 8, micros % 1_000_000)?;
+    }
+    memory.write_u64(at + MAX_RESIDENT, used.peak_resident >> 10)?;
+    memory.write_u64(at + MINOR_FAULTS, used.faults)?;
+    memory.write_u64(at + MINOR_FAULTS + 8, 0)
 }
 
-/// `getrusage(RUSAGE_CHILDREN)`
-pub fn children_usage(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Outcome {
+/// `getrusage`: what was used at home and in the node together.
+pub fn getrusage(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Outcome {
     let outcome = forward::forward(guest, cpu, libc::SYS_getrusage as u32, args);
     if outcome != Outcome::Return(0) {
         return outcome;
     }
-    let counters = &guest.process.counters;
-    let used = (counters.children_cpu.load(Ordering::Relaxed), counters.children_peak.load(Ordering::Relaxed));
-    let added: CallResult = guest.with_memory(cpu, |memory| add_usage(memory, args[1], used.0, used.1)).map(|()| 0);
+    let used = match args[0] as i32 {
+        libc::RUSAGE_CHILDREN => guest.process.children_usage(),
+        libc::RUSAGE_THREAD => Usage { peak_resident: guest.process.usage().peak_resident, ..guest.thread.usage() },
+        _ => guest.process.usage(),
+    };
+    let added: CallResult = guest.with_memory(cpu, |memory| add_usage(memory, args[1], &used)).map(|()| 0);
     added.into()
+}
+
+/// `times`: the same, in ticks.
+pub fn times(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Outcome {
+    const TICK: u64 = 10_000_000;
+    match forward::forward(guest, cpu, libc::SYS_times as u32, args) {
+        Outcome::Return(value) if value >= 0 => {}
+        other => return other,
+    }
+    let result: CallResult = (|| {
+        if args[0] != 0 {
+            let (own, children) = (guest.process.usage(), guest.process.children_usage());
+            let nanos = [own.user_nanos(), own.system_nanos, children.user_nanos(), children.system_nanos];
+            guest.with_memory(cpu, |memory| {
+                nanos.iter().zip(0..).try_for_each(|(nanos, index)| {
+                    let at = GuestVirtAddr(args[0]) + index * 8;
+                    memory.write_u64(at, memory.read_u64(at)?.wrapping_add(nanos / TICK))
+                })
+            })?;
+        }
+        Ok(guest.kernel().now(libc::CLOCK_MONOTONIC).unwrap_or(0) / TICK)
+    })();
+    result.into()
 }
