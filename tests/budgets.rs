@@ -1,0 +1,99 @@
+//! What common things may cost, counted: exits from the virtual machine and round trips home. Counts do
+//! not flake as times do. Who makes something cheaper lowers its budget.
+
+use serde_json::Value;
+use skein_tests::guest::{Linking, compile};
+use skein_tests::home::{Home, Host, Setup, shared};
+use std::fs;
+use std::path::Path;
+
+/// What a run may cost at most.
+struct Budget {
+    /// Exits but for those of the page-table editor.
+    exits: u64,
+    /// Exits of the page-table editor, where page tables are shadowed; elsewhere they are others.
+    edits: u64,
+    /// Requests to the deputy that are waited for.
+    round_trips: u64,
+    /// Bytes to the deputy and from there.
+    bytes: (u64, u64),
+}
+
+fn host() -> Option<&'static Host> {
+    match shared() {
+        Home::Ready(Setup { host: Some(host), .. }) => Some(host),
+        Home::Ready(_) | Home::Absent => {
+            eprintln!("not run: no host here");
+            None
+        }
+        Home::Broken(why) => panic!("{why}"),
+    }
+}
+
+/// Counts of one run.
+fn counted(host: &Host, argv: &[&str]) -> Value {
+    let place = tempfile::tempdir().expect("a directory");
+    let told = place.path().join("told");
+    let mut command = host.command("mosrun");
+    command.args(["--stats", "--json", "-o"]).arg(&told).args(argv);
+    let output = command.output().expect("mosrun starts");
+    assert!(output.status.success(), "{argv:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&fs::read(&told).expect("what it told")).expect("JSON")
+}
+
+fn is_shadowed(host: &Host) -> bool {
+    let nodes: Value = serde_json::from_str(&host.skein(&["node", "ls", "--json"]).expect("a list")).expect("JSON");
+    nodes[0]["paging"] == "shadow"
+}
+
+fn check(argv: &[&str], budget: &Budget) {
+    let Some(host) = host() else { return };
+    // Where things lie is chosen at random and decides over a few faults, and the first run of a
+    // program reads it: so what counts is the cheapest of a few.
+    let runs: Vec<Value> = (0..5).map(|_| counted(host, argv)).collect();
+    let least = |count: &dyn Fn(&Value) -> u64| runs.iter().map(|run| count(&run["own"])).min().expect("runs");
+    let number = |own: &Value, name: &str| own[name].as_u64().unwrap_or_else(|| panic!("no {name} in {own}"));
+    let held = |name: &str, used: u64, most: u64| {
+        println!("{name}: {used} of {most}");
+        assert!(used > 0, "{name} of {argv:?} were not counted");
+        assert!(used <= most, "{argv:?} took {used} {name}, and may take {most}: {:#}", runs[0]["own"]);
+    };
+    held("exits", least(&|own| number(own, "exits") - number(own, "table_edits")), budget.exits);
+    if is_shadowed(host) {
+        held("page-table edits", least(&|own| number(own, "table_edits")), budget.edits);
+    }
+    held("round trips", least(&|own| number(own, "round_trips")), budget.round_trips);
+    held("bytes sent", least(&|own| number(own, "bytes_sent")), budget.bytes.0);
+    held("bytes received", least(&|own| number(own, "bytes_received")), budget.bytes.1);
+}
+
+#[test]
+fn a_program_that_does_nothing() {
+    check(&["/bin/true"], &Budget { exits: 46, edits: 22, round_trips: 18, bytes: (1700, 3600) });
+}
+
+#[test]
+fn reading_a_file_of_a_mebibyte() {
+    let place = tempfile::tempdir().expect("a directory");
+    let file = place.path().join("file");
+    fs::write(&file, vec![b'x'; 1 << 20]).expect("a file");
+    // It is copied to a pipe: as many bytes go back as come.
+    let budget = Budget { exits: 155, edits: 24, round_trips: 115, bytes: (1_062_000, 1_064_000) };
+    check(&["/bin/cat", path(&file)], &budget);
+}
+
+#[test]
+fn taking_100_mib_in_one_piece() {
+    let program = compile("allocate", Linking::Dynamic);
+    check(&[path(&program)], &Budget { exits: 103, edits: 23, round_trips: 18, bytes: (1700, 3700) });
+}
+
+#[test]
+fn taking_100_mib_in_small_pieces() {
+    let program = compile("allocate", Linking::Dynamic);
+    check(&[path(&program), "100"], &Budget { exits: 555, edits: 23, round_trips: 18, bytes: (1700, 3700) });
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
