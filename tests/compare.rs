@@ -1,7 +1,7 @@
 //! The comparison: everything that differs between two runs, said so that it can be read.
 
 use crate::case::Case;
-use crate::home::{self, Home};
+use crate::home::{self, Home, Host};
 use crate::run::{Failure, Outcome, run};
 use crate::tree::{self, Entry};
 use std::collections::BTreeMap;
@@ -47,7 +47,8 @@ pub fn check(name: &str, case: &Case) {
     let guest = seen("under mosrun", case, place.path(), &home.runner, &home.environment)
         .unwrap_or_else(|why| panic!("{why}\n{}", command(case)));
     let report = differences(&native, &guest);
-    assert!(report.is_empty(), "not as natively:\n{report}{}", command(case));
+    let log = home.host.as_ref().map(Host::log).unwrap_or_default();
+    assert!(report.is_empty(), "not as natively:\n{report}{}\nlogs end with:\n{log}", command(case));
 }
 
 fn command(case: &Case) -> String {

@@ -112,6 +112,21 @@ impl Host {
         Ok(host)
     }
 
+    /// The last lines of its nodes' logs.
+    pub fn log(&self) -> String {
+        const LINES: usize = 8;
+        let logs = fs::read_dir(self.directory().join("nodes")).into_iter().flatten().flatten();
+        let logs = logs.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|kind| kind == "log"));
+        let texts = logs.filter_map(|path| fs::read_to_string(path).ok());
+        texts
+            .map(|text| {
+                let mut last: Vec<&str> = text.lines().rev().take(LINES).collect();
+                last.reverse();
+                last.join("\n")
+            })
+            .collect()
+    }
+
     /// The state directory.
     pub fn directory(&self) -> PathBuf {
         self.directory.path().join("state")

@@ -2,7 +2,7 @@
 
 use crate::calls::marshal;
 use crate::usermem::UserMemory;
-use crate::wire::call::{MAX_PAYLOAD, MAX_SIGNALS, ReplyHeader, RequestHeader, SIGINFO_SIZE, kind};
+use crate::wire::call::{MAX_PAYLOAD, MAX_SIGNALS, ReplyHeader, RequestHeader, SIGINFO_SIZE, flags, kind};
 use crate::wire::control::SigInfo;
 use crate::wire::frame::{self, MAX_DESCRIPTORS};
 use crate::wire::op::Op;
@@ -52,6 +52,16 @@ pub struct CallReply {
     pub ret: i64,
     /// Signals that the guest must see before the call returns.
     pub signals: Vec<SigInfo>,
+    /// The file of the descriptor that the call made; close-on-exec.
+    pub file: Option<OwnedFd>,
+}
+
+/// A call whose reply is awaited.
+#[derive(Debug)]
+struct Pending {
+    nr: u32,
+    args: [u64; 6],
+    flags: u32,
 }
 
 /// What an operation gave.
@@ -85,8 +95,7 @@ pub struct CallChannel {
     output: Vec<u8>,
     input: Vec<u8>,
     seq: u32,
-    /// The call whose reply is awaited.
-    pending: Option<(u32, [u64; 6])>,
+    pending: Option<Pending>,
     traffic: Traffic,
 }
 
@@ -127,15 +136,44 @@ impl CallChannel {
         blocked: u32,
         memory: &dyn UserMemory,
     ) -> Result<u32, BeginError> {
+        self.begin_call_with(nr, args, blocked, 0, memory)
+    }
+
+    /// The same with bits of [`flags`], but for those of posted calls.
+    ///
+    /// # Errors
+    /// As [`begin_call`](Self::begin_call).
+    pub fn begin_call_with(
+        &mut self,
+        nr: u32,
+        args: &[u64; 6],
+        blocked: u32,
+        flags: u32,
+        memory: &dyn UserMemory,
+    ) -> Result<u32, BeginError> {
         if self.pending.is_some() {
             return Err(ChannelError::OutOfTurn.into());
         }
         self.output.clear();
         self.output.resize(RequestHeader::SIZE, 0);
         let sent = marshal::encode(nr, args, memory, &mut self.output).map_err(BeginError::Errno)?;
-        let seq = self.send(kind::CALL, nr, blocked, sent)?;
-        self.pending = Some((nr, *args));
+        let flags = flags & !flags::POSTED;
+        let seq = self.send(kind::CALL, nr, blocked, flags, sent)?;
+        self.pending = Some(Pending { nr, args: *args, flags });
         Ok(seq)
+    }
+
+    /// Sends a call whose result nobody waits for and whose arguments are all numbers.
+    ///
+    /// # Errors
+    /// If the connection cannot be used.
+    pub fn post_call(&mut self, nr: u32, blocked: u32, args: [u64; 6]) -> Result<(), ChannelError> {
+        if self.pending.is_some() {
+            return Err(ChannelError::OutOfTurn);
+        }
+        self.output.clear();
+        self.output.resize(RequestHeader::SIZE, 0);
+        self.send(kind::CALL, nr, blocked, flags::POSTED, args).map(drop)
     }
 
     /// Waits for the reply to the call that was begun, and writes its buffers to the guest's memory.
@@ -143,11 +181,13 @@ impl CallChannel {
     /// # Errors
     /// [`ChannelError::Closed`] if the deputy is gone, and the others as they say.
     pub fn finish_call(&mut self, memory: &dyn UserMemory) -> Result<CallReply, ChannelError> {
-        let (nr, args) = self.pending.take().ok_or(ChannelError::OutOfTurn)?;
-        let header = self.receive(None)?;
+        let Pending { nr, args, flags } = self.pending.take().ok_or(ChannelError::OutOfTurn)?;
+        let mut descriptors = Vec::new();
+        let takes_file = flags & flags::HAND_OVER != 0;
+        let header = self.receive(takes_file.then_some(&mut descriptors))?;
         let payload = &self.input[ReplyHeader::SIZE..][..header.length as usize];
         let ret = marshal::decode(nr, &args, header.ret, payload, memory).unwrap_or_else(|errno| -(errno as i64));
-        Ok(CallReply { ret, signals: self.signals(&header) })
+        Ok(CallReply { ret, signals: self.signals(&header), file: descriptors.pop() })
     }
 
     /// Performs an operation.
@@ -178,14 +218,14 @@ impl CallChannel {
         if self.output.len() - RequestHeader::SIZE > MAX_PAYLOAD {
             return Err(ChannelError::Malformed);
         }
-        self.send(kind::OP, 0, 0, [0; 6]).map(drop)
+        self.send(kind::OP, 0, 0, 0, [0; 6]).map(drop)
     }
 
     /// Writes the request that `output` holds behind the room for its header.
-    fn send(&mut self, kind: u32, nr: u32, blocked: u32, args: [u64; 6]) -> Result<u32, ChannelError> {
+    fn send(&mut self, kind: u32, nr: u32, blocked: u32, flags: u32, args: [u64; 6]) -> Result<u32, ChannelError> {
         self.seq = self.seq.wrapping_add(1);
         let length = (self.output.len() - RequestHeader::SIZE) as u32;
-        let header = RequestHeader { kind, seq: self.seq, length, nr, blocked, reserved: 0, args };
+        let header = RequestHeader { kind, seq: self.seq, length, nr, blocked, flags, args };
         self.output[..RequestHeader::SIZE].copy_from_slice(&header.encode());
         let mut rest = &self.output[..];
         while !rest.is_empty() {

@@ -27,6 +27,8 @@ cases! {
     what_is_forbidden_faults_in_a_static_program: program("stealth", Linking::Static, []);
     no_thread_uses_a_page_that_is_unmapped: program("shootdown", Linking::Dynamic, []);
     no_thread_of_a_static_program_uses_a_page_that_is_unmapped: program("shootdown", Linking::Static, []);
+    files_are_read_and_written_as_if_at_home: program("files", Linking::Dynamic, []);
+    files_are_read_and_written_by_a_static_program: program("files", Linking::Static, []);
     what_was_used_is_accounted: program("usage", Linking::Dynamic, []);
     memory_handed_out_is_zero: program("recycle", Linking::Dynamic, []);
     memory_handed_out_to_a_static_program_is_zero: program("recycle", Linking::Static, []);

@@ -2,12 +2,13 @@
 
 use super::descriptors;
 use super::kernel;
+use crate::wire::file_kind::{self, Kind};
 use crate::wire::op::{FileIdentity, MAX_FILE, ProgramFile};
 use nix::errno::Errno;
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
@@ -108,6 +109,31 @@ pub(super) fn map_file(fd: i32, write: bool) -> Result<(FileIdentity, OwnedFd), 
         return Err(Errno::ENODEV);
     }
     Ok((identity, file.into()))
+}
+
+/// Whether the guest's descriptor stands for a file that may be handed over.
+pub(super) fn may_hand_over(fd: RawFd) -> bool {
+    if fd < 0 || descriptors::is_own(fd) {
+        return false;
+    }
+    // SAFETY: the number is looked at in this function alone; one that is closed answers `EBADF`.
+    let file = unsafe { BorrowedFd::borrow_raw(fd) };
+    match file_kind::of(file) {
+        // The node has limits of its own, and its writes would not raise the signal.
+        Some(Kind::Regular) => nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_FSIZE)
+            .is_ok_and(|(soft, _)| soft == libc::RLIM_INFINITY),
+        kind => kind.is_some(),
+    }
+}
+
+/// A copy of the guest's descriptor, to read and write the file.
+pub(super) fn hand_over(fd: i32) -> Result<((), OwnedFd), Errno> {
+    if !may_hand_over(fd) {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    // SAFETY: no pointers; the new descriptor is nobody else's.
+    let copy = unsafe { OwnedFd::from_raw_fd(Errno::result(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3))?) };
+    Ok(((), copy))
 }
 
 /// A read-only file with this content, as a descriptor of the guest's.

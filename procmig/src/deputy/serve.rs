@@ -3,9 +3,9 @@
 use super::buffer::ReplyBuffer;
 use super::descriptors::Own;
 use super::threads::{Thread, lock};
-use super::{end, execute, kernel, ops, signals};
+use super::{end, execute, files, kernel, ops, signals};
 use crate::calls;
-use crate::wire::call::{MAX_PAYLOAD, MAX_SIGNALS, ReplyHeader, RequestHeader, SIGINFO_SIZE, kind};
+use crate::wire::call::{MAX_PAYLOAD, MAX_SIGNALS, ReplyHeader, RequestHeader, SIGINFO_SIZE, flags, kind};
 use crate::wire::control::SigInfo;
 use crate::wire::frame;
 use crate::wire::op::Op;
@@ -148,7 +148,12 @@ impl Server {
                 let mut count = 0;
                 self.collect(header.nr, &header.args, ret, length, &mut count);
                 length = length.min(MAX_PAYLOAD);
-                self.send(header.seq, ret, length, count, &[]);
+                if header.flags & flags::POSTED != 0 {
+                    return true;
+                }
+                let made = ret as RawFd;
+                let passed = header.flags & flags::HAND_OVER != 0 && ret >= 0 && files::may_hand_over(made);
+                self.send(header.seq, ret, length, count, if passed { std::slice::from_ref(&made) } else { &[] });
                 true
             }
             kind::OP => {

@@ -1,5 +1,6 @@
 //! Loading programs.
 
+use super::descriptors::Change;
 use super::guest::GuestThread;
 use super::lock;
 use super::process::{Action, IGNORE, StackPlaces};
@@ -312,7 +313,10 @@ impl GuestThread {
         }
         let base = opened.path.rsplit(|&byte| byte == b'/').next().unwrap_or(&opened.path);
         let name = base[..base.len().min(15)].to_vec();
+        let process = self.process.clone();
+        let changing = process.descriptors.change(Change::All);
         self.op(&Op::CommitExec { name: name.clone(), argv: argv.clone() }).map_err(|_| ExecError::Lost)?;
+        drop(changing);
         {
             let mut signals = lock(&self.process.signals);
             for action in &mut signals.actions {

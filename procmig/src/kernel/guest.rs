@@ -293,10 +293,13 @@ impl GuestThread {
         self.process.begin_exit(ending);
         self.kernel().timers.forget(&self.process);
         self.space.sync_all();
+        // What the process had open is closed when its parent learns of its end.
+        self.process.descriptors.close();
         // No longer found by the time that the parent learns of it; then the memory, which takes
         // longer, while home goes on.
         self.kernel().keep_usage(&self.process);
         self.kernel().leave(&self.process);
+        self.process.note_left();
         let last_words = match ending {
             Ending::Exit(status) => Some(Op::Exit { status }),
             Ending::Signal(signal) => Some(Op::DieBySignal { signal: signal as u32 }),

@@ -6,8 +6,10 @@
 //! one [`Kernel`]; a host thread's stack holds nothing that cannot be made again from there.
 
 pub mod deliver;
+pub mod descriptors;
 mod exec;
 pub mod guest;
+pub mod handed;
 pub mod host_thread;
 mod housekeeping;
 pub mod pool;
@@ -19,6 +21,7 @@ pub mod syscalls;
 pub mod tally;
 pub mod thread;
 pub mod timers;
+mod waiter;
 
 use crate::futex::FutexTable;
 use crate::mm::file::FileCache;

@@ -1,5 +1,6 @@
 //! A guest process.
 
+use super::descriptors::Descriptors;
 use super::thread::{Thread, ThreadSignals};
 use super::{Kernel, lock};
 use crate::channel::CallChannel;
@@ -13,6 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 /// How a process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,6 +146,8 @@ pub struct Process {
     pub identity: Mutex<Identity>,
     /// Counts.
     pub counters: Counters,
+    /// Its descriptors, as far as the node knows their files.
+    pub descriptors: Descriptors,
     /// Timers.
     pub timers: Mutex<super::timers::ProcessTimers>,
     /// Each system call is told to the deputy.
@@ -165,6 +169,8 @@ pub struct Process {
     /// Calls that were refused, so that each is logged once.
     refused: Mutex<HashSet<u32>>,
     has_ended: AtomicBool,
+    left: Mutex<bool>,
+    left_changed: Condvar,
     /// Signals that descriptors of home (`signalfd`) wait for.
     home_signals: AtomicU64,
     /// Names its control connection to the relay.
@@ -182,6 +188,7 @@ impl Process {
         signals: ProcessSignals,
         identity: Identity,
         control: Arc<UnixStream>,
+        descriptors: Descriptors,
         trace: bool,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -192,6 +199,7 @@ impl Process {
             signals: Mutex::new(signals),
             identity: Mutex::new(identity),
             counters: Counters::default(),
+            descriptors,
             timers: Mutex::default(),
             trace,
             report: AtomicBool::new(false),
@@ -206,6 +214,8 @@ impl Process {
             vfork_over: Condvar::new(),
             refused: Mutex::default(),
             has_ended: AtomicBool::new(false),
+            left: Mutex::new(false),
+            left_changed: Condvar::new(),
             home_signals: AtomicU64::new(0),
             relay_token: AtomicU64::new(u64::MAX),
         })
@@ -511,6 +521,19 @@ impl Process {
     /// Declares that all is over; `true` the first time.
     pub fn end(&self) -> bool {
         !self.has_ended.swap(true, Ordering::SeqCst)
+    }
+
+    /// Declares that the node knows it no more.
+    pub fn note_left(&self) {
+        *lock(&self.left) = true;
+        self.left_changed.notify_all();
+    }
+
+    /// Waits until the node knows it no more; for so long at most.
+    pub fn wait_until_left(&self, limit: Duration) {
+        let left = lock(&self.left);
+        let wait = self.left_changed.wait_timeout_while(left, limit, |left| !*left);
+        drop(wait);
     }
 
     /// For `mosps`.

@@ -1,5 +1,6 @@
 //! A deputy asks for a program to be run.
 
+use super::descriptors::Descriptors;
 use super::guest::{GuestThread, Start};
 use super::process::{Identity, Process, StackPlaces, initial_signals, initial_thread_signals};
 use super::{Kernel, lock};
@@ -94,6 +95,7 @@ impl Kernel {
             initial_signals(attach.ignored_signals),
             identity,
             Arc::new(control),
+            Descriptors::default(),
             attach.trace,
         );
         process.report.store(attach.report, Ordering::Relaxed);

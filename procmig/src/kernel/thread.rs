@@ -1,9 +1,11 @@
 //! A guest thread, as others see it.
 
+use super::handed::HandedFile;
 use super::host_thread::HostThread;
 use super::lock;
 use super::process::Process;
 use super::tally::Tally;
+use super::waiter::Waiter;
 use crate::futex::Parker;
 use crate::mm::Gate;
 use crate::signal::altstack::AltStack;
@@ -11,6 +13,7 @@ use crate::signal::pending::PendingSignals;
 use crate::signal::set::SignalSet;
 use crate::wire::control::ToDeputy;
 use crate::wire::usage::Usage;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -38,6 +41,8 @@ pub struct Thread {
     pub signals: Mutex<ThreadSignals>,
     /// Where it sleeps in a local call.
     pub parker: Arc<Parker>,
+    /// Where it waits for a file of home.
+    pub waiter: Waiter,
     /// Where it enters the guest.
     pub gate: Gate,
     /// Something is to be looked at before it goes back to the guest.
@@ -62,6 +67,7 @@ impl Thread {
             process,
             signals: Mutex::new(signals),
             parker: Arc::default(),
+            waiter: Waiter::default(),
             gate,
             attention: AtomicBool::new(false),
             call: Mutex::new(None),
@@ -98,6 +104,7 @@ impl Thread {
         self.attention.store(true, Ordering::SeqCst);
         self.parker.interrupt();
         self.gate.interrupt();
+        self.waiter.interrupt();
         // A call that is begun later sees the attention.
         let call = *lock(&self.call);
         if let Some(seq) = call {
@@ -117,6 +124,14 @@ impl Thread {
     /// Whether something is to be looked at.
     pub fn has_attention(&self) -> bool {
         self.attention.load(Ordering::SeqCst)
+    }
+
+    /// Waits until `file` may be read or written, or something is to be looked at; whether it is ready.
+    ///
+    /// # Errors
+    /// If no descriptor is left to wait with.
+    pub fn wait_for(&self, file: &HandedFile, events: i16) -> io::Result<bool> {
+        self.waiter.wait(|wake| file.wait(events, wake), || self.has_attention())
     }
 
     /// Declares that the call `seq` is about to be sent; `false` if something is to be looked at first.

@@ -41,7 +41,12 @@ impl<'a> ProcessMemory<'a> {
         Ok(())
     }
 
-    fn translate(&self, inner: &mut Inner, at: GuestVirtAddr, access: Access) -> Result<GuestPhysAddr, Errno> {
+    pub(super) fn translate(
+        &self,
+        inner: &mut Inner,
+        at: GuestVirtAddr,
+        access: Access,
+    ) -> Result<GuestPhysAddr, Errno> {
         let needed = if access == Access::Write { PRESENT | WRITE } else { PRESENT };
         // Twice: a fault may only have made the page readable, though it is asked to be written.
         for _ in 0..3 {

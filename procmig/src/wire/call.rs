@@ -33,6 +33,15 @@ pub mod blocked {
     pub const TTOU: u32 = 4;
 }
 
+/// Bits of [`RequestHeader::flags`].
+pub mod flags {
+    /// If the call makes a descriptor of a file that may be handed over
+    /// ([`file_kind`](crate::wire::file_kind)), the reply passes that file.
+    pub const HAND_OVER: u32 = 1;
+    /// No reply.
+    pub const POSTED: u32 = 2;
+}
+
 /// Head of a request. Little-endian, as all of x86-64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestHeader {
@@ -46,8 +55,8 @@ pub struct RequestHeader {
     pub nr: u32,
     /// Bits of [`blocked`].
     pub blocked: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Bits of [`flags`].
+    pub flags: u32,
     /// The call's arguments as the guest gave them, lengths cut as [`crate::calls::marshal`] says;
     /// pointers only tell NULL from not NULL.
     pub args: [u64; 6],
@@ -77,7 +86,7 @@ impl RequestHeader {
     /// The bytes to send.
     pub fn encode(&self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
-        let words = [self.kind, self.seq, self.length, self.nr, self.blocked, self.reserved];
+        let words = [self.kind, self.seq, self.length, self.nr, self.blocked, self.flags];
         for (slot, word) in bytes.chunks_exact_mut(4).zip(words) {
             slot.copy_from_slice(&word.to_le_bytes());
         }
@@ -97,7 +106,7 @@ impl RequestHeader {
             length: word(2),
             nr: word(3),
             blocked: word(4),
-            reserved: word(5),
+            flags: word(5),
             args: std::array::from_fn(arg),
         }
     }

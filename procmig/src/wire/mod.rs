@@ -9,6 +9,7 @@
 
 pub mod call;
 pub mod control;
+pub mod file_kind;
 pub mod frame;
 pub mod op;
 pub mod usage;

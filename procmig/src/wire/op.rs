@@ -61,6 +61,12 @@ pub enum Op {
         /// The mapping is shared and may be written, so the descriptor must be writable (`EACCES`).
         write: bool,
     },
+    /// Hand over the file of a descriptor to be read and written, if it may be
+    /// ([`file_kind`](crate::wire::file_kind)). `ret`: 0; `-EOPNOTSUPP` if it may not. Descriptors: the file.
+    HandOver {
+        /// The guest's descriptor.
+        fd: i32,
+    },
     /// Tell home's kernel what a signal does to the process. `ret`: 0.
     SetDisposition {
         /// 1..=64

@@ -126,7 +126,7 @@ impl Deputy {
         match self.call.begin_call(nr as u32, &all, 0, &self.memory) {
             Ok(_) => self.call.finish_call(&self.memory),
             Err(procmig::channel::BeginError::Errno(errno)) => {
-                Ok(CallReply { ret: -(errno as i64), signals: Vec::new() })
+                Ok(CallReply { ret: -(errno as i64), signals: Vec::new(), file: None })
             }
             Err(procmig::channel::BeginError::Channel(error)) => Err(error),
         }

@@ -11,16 +11,43 @@ use crate::mm::ProcessMemory;
 use crate::signal::set::SignalSet;
 use crate::trace;
 use crate::usermem::UserMemory;
-use crate::wire::call::blocked;
+use crate::wire::call::{blocked, flags};
 use crate::wire::control::{SigInfo, ToDeputy};
 use nix::errno::Errno;
 use std::cell::Cell;
+use std::os::fd::OwnedFd;
 use vmm::addr::GuestVirtAddr;
 use vmm::user_cpu::UserCpu;
 
 /// Has the deputy perform a call, which a signal may break off.
 pub fn forward(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u32, args: &[u64; 6]) -> Outcome {
-    perform(guest, cpu, nr, args, None)
+    perform(guest, cpu, nr, args, None, 0).outcome
+}
+
+/// How a call ended that makes a descriptor.
+pub struct Opened {
+    /// As of any call.
+    pub outcome: Outcome,
+    /// The file, if the deputy has handed it over.
+    pub file: Option<OwnedFd>,
+}
+
+/// Has the deputy perform a call that makes a descriptor.
+pub fn open(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u32, args: &[u64; 6]) -> Opened {
+    perform(guest, cpu, nr, args, None, flags::HAND_OVER)
+}
+
+/// Has the deputy close a descriptor, without waiting for it.
+pub fn post_close(guest: &mut GuestThread, fd: u64) -> Outcome {
+    guest.thread.tally.forwarded_calls.add(1);
+    let blocked = blocked_bits(guest);
+    match guest.channel.post_call(libc::SYS_close as u32, blocked, [fd, 0, 0, 0, 0, 0]) {
+        Ok(()) => Outcome::Return(0),
+        Err(error) => {
+            lose(guest, &error);
+            Outcome::End
+        }
+    }
 }
 
 /// The same with another path in place of the string at an address.
@@ -31,7 +58,7 @@ pub fn forward_with_path(
     args: &[u64; 6],
     path: (u64, Vec<u8>),
 ) -> Outcome {
-    perform(guest, cpu, nr, args, Some(path))
+    perform(guest, cpu, nr, args, Some(path), 0).outcome
 }
 
 fn perform(
@@ -40,13 +67,15 @@ fn perform(
     nr: u32,
     args: &[u64; 6],
     path: Option<(u64, Vec<u8>)>,
-) -> Outcome {
+    flags: u32,
+) -> Opened {
+    let without_file = |outcome| Opened { outcome, file: None };
     guest.thread.tally.forwarded_calls.add(1);
     let kind = restart_kind(nr);
     let blocked = blocked_bits(guest);
     let interruptible = calls::row(nr).is_some_and(|row| row.may_block);
     if interruptible && !guest.thread.begin_call(guest.channel.next_seq()) {
-        return Outcome::Restart(kind);
+        return without_file(Outcome::Restart(kind));
     }
     let reply = {
         let memory = ProcessMemory::new(&guest.space, cpu);
@@ -55,11 +84,11 @@ fn perform(
             Some(substitute) => substitute,
             None => &memory,
         };
-        match guest.channel.begin_call(nr, args, blocked, memory) {
+        match guest.channel.begin_call_with(nr, args, blocked, flags, memory) {
             Ok(_) => guest.channel.finish_call(memory),
             Err(BeginError::Errno(errno)) => {
                 guest.thread.end_call();
-                return Err(errno).into();
+                return without_file(Err(errno).into());
             }
             Err(BeginError::Channel(error)) => Err(error),
         }
@@ -73,11 +102,13 @@ fn perform(
                 guest.kernel().relay.drain(&guest.process);
             }
             post_signals(guest, &reply.signals);
-            if reply.ret == failure(Errno::EINTR) { Outcome::Restart(kind) } else { Outcome::Return(reply.ret) }
+            let interrupted = reply.ret == failure(Errno::EINTR);
+            let outcome = if interrupted { Outcome::Restart(kind) } else { Outcome::Return(reply.ret) };
+            Opened { outcome, file: reply.file }
         }
         Err(error) => {
             lose(guest, &error);
-            Outcome::End
+            without_file(Outcome::End)
         }
     }
 }

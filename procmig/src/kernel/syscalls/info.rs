@@ -1,6 +1,7 @@
 //! Calls that the process's own state answers.
 
 use super::{CallResult, Outcome, forward};
+use crate::kernel::descriptors::Change;
 use crate::kernel::guest::GuestThread;
 use crate::kernel::lock;
 use crate::usermem::UserMemory;
@@ -31,6 +32,8 @@ pub fn change_user(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u32, args: &[
     if outcome != Outcome::Return(0) {
         return outcome;
     }
+    // The node acts for its own user alone.
+    drop(guest.process.descriptors.change(Change::All));
     let mut ask = |nr: i64| guest.forward_raw(nr as u32, &[0; 6]).ok().map(|value| value as u32);
     let ids = (|| {
         Some(crate::wire::control::Ids {

@@ -30,6 +30,12 @@ pub fn is_own(guest: &GuestThread, args: &[u64; 6]) -> bool {
     (args[0] == 0 || args[0] as i32 == guest.process.pid) && is_local(args[1])
 }
 
+/// Whether `setrlimit` or `prlimit64` is about the size of files.
+pub fn is_file_size(nr: i64, args: &[u64; 6]) -> bool {
+    let resource = if nr == libc::SYS_setrlimit { args[0] } else { args[1] };
+    resource as u32 == libc::RLIMIT_FSIZE
+}
+
 fn current(guest: &GuestThread, resource: u64) -> (u64, u64) {
     let unlimited = (libc::RLIM_INFINITY, libc::RLIM_INFINITY);
     lock(&guest.process.identity).limits.get(&(resource as u32)).copied().unwrap_or(unlimited)

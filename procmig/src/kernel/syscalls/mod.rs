@@ -3,6 +3,7 @@
 mod forward;
 pub mod futex;
 mod info;
+mod io;
 mod limits;
 mod masks;
 mod memory;
@@ -20,6 +21,7 @@ use super::deliver::RestartKind;
 use super::guest::{GuestThread, failure};
 use super::proc_files;
 use crate::calls::{self, Class};
+use crate::kernel::descriptors::Change;
 use nix::errno::Errno;
 use vmm::user_cpu::UserCpu;
 
@@ -151,10 +153,40 @@ fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -
             return masks::with_mask(guest, cpu, nr as u32, args);
         }
         libc::SYS_signalfd | libc::SYS_signalfd4 => return signals::signalfd(guest, cpu, nr as u32, args),
-        libc::SYS_open
-        | libc::SYS_openat
-        | libc::SYS_openat2
-        | libc::SYS_readlink
+        libc::SYS_read
+        | libc::SYS_write
+        | libc::SYS_pread64
+        | libc::SYS_pwrite64
+        | libc::SYS_readv
+        | libc::SYS_writev
+        | libc::SYS_lseek
+        | libc::SYS_fstat
+        | libc::SYS_ioctl => match io::serve(guest, cpu, number, args) {
+            Some(outcome) => outcome,
+            None => return forward::forward(guest, cpu, nr as u32, args),
+        },
+        libc::SYS_close | libc::SYS_dup2 | libc::SYS_dup3 | libc::SYS_close_range => {
+            return io::change(guest, cpu, number, args);
+        }
+        libc::SYS_creat => return io::open(guest, cpu, nr as u32, args),
+        libc::SYS_open | libc::SYS_openat | libc::SYS_openat2 => match proc_files::serve(guest, cpu, number, args) {
+            Some(outcome) => outcome,
+            None => return io::open(guest, cpu, nr as u32, args),
+        },
+        libc::SYS_newfstatat if args[3] & libc::AT_EMPTY_PATH as u64 != 0 => {
+            let served = io::serve_status(guest, cpu, args).or_else(|| proc_files::serve(guest, cpu, number, args));
+            match served {
+                Some(outcome) => outcome,
+                None => return forward::forward(guest, cpu, nr as u32, args),
+            }
+        }
+        libc::SYS_setrlimit | libc::SYS_prlimit64 if limits::is_file_size(number, args) => {
+            // A limit on the size of files keeps them at home.
+            let outcome = by_table(guest, cpu, nr, args);
+            drop(guest.process.descriptors.change(Change::All));
+            return outcome;
+        }
+        libc::SYS_readlink
         | libc::SYS_readlinkat
         | libc::SYS_stat
         | libc::SYS_newfstatat

@@ -245,6 +245,7 @@ fn fork_process(
 ) -> Result<(Arc<Process>, GuestThread), Errno> {
     let shares_memory = request.flags & CLONE_VM != 0;
     let space = if shares_memory { guest.space.clone() } else { guest.space.fork(cpu)? };
+    let ticket = guest.process.descriptors.ticket();
     let mut reply = guest.op(&Op::Fork).map_err(|_| Errno::EAGAIN)?;
     if reply.ret < 0 {
         return Err(Errno::from_raw(-reply.ret as i32));
@@ -275,6 +276,7 @@ fn fork_process(
         signals,
         identity,
         Arc::new(stream(control)),
+        parent.descriptors.inherit(ticket),
         parent.trace,
     );
     guest.kernel().enter(&child)?;

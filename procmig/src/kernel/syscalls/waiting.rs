@@ -3,9 +3,11 @@
 use super::{CallResult, Outcome, forward};
 use crate::kernel::guest::GuestThread;
 use crate::kernel::lock;
+use crate::kernel::process::Ending;
 use crate::usermem::UserMemory;
 use crate::wire::usage::Usage;
 use nix::errno::Errno;
+use std::time::Duration;
 use vmm::addr::GuestVirtAddr;
 use vmm::user_cpu::UserCpu;
 
@@ -14,8 +16,13 @@ use vmm::user_cpu::UserCpu;
 const SYSTEM: u64 = 16;
 const MAX_RESIDENT: u64 = 32;
 const MINOR_FAULTS: u64 = 64;
+/// Offset of `si_code` in a `siginfo_t`.
+const CODE: u64 = 8;
 /// Offset of `si_pid` in a `siginfo_t`.
 const CHILD: u64 = 12;
+
+/// How long a killed child may take to end here.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// `wait4` and `waitid`.
 pub fn wait(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u32, args: &[u64; 6]) -> Outcome {
@@ -30,6 +37,14 @@ pub fn wait(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u32, args: &[u64; 6]
         _ => return outcome,
     };
     let kernel = guest.kernel().clone();
+    if let Some(process) = kernel.process(child)
+        && has_ended(guest, cpu, nr, args)
+    {
+        // Its deputy was killed, and the news of that is still on its way here. What it had open must
+        // be closed when its end is seen, and what it used be known.
+        process.begin_exit(Ending::Lost);
+        process.wait_until_left(LINGER);
+    }
     let Some(used) = (if reaps { kernel.take_usage(child) } else { kernel.usage(child) }) else { return outcome };
     if reaps {
         lock(&guest.process.counters.children).add(&used);
@@ -40,6 +55,19 @@ pub fn wait(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u32, args: &[u64; 6]
         return Err(errno).into();
     }
     outcome
+}
+
+/// Whether what was waited for is the child's end, and no stop.
+fn has_ended(guest: &GuestThread, cpu: &mut UserCpu, nr: u32, args: &[u64; 6]) -> bool {
+    let stops = (libc::WUNTRACED | libc::WCONTINUED) as u64;
+    if i64::from(nr) == libc::SYS_waitid {
+        let code = guest.with_memory(cpu, |memory| memory.read_u32(GuestVirtAddr(args[2]) + CODE));
+        return code.is_ok_and(|code| code <= libc::CLD_DUMPED as u32);
+    }
+    match guest.with_memory(cpu, |memory| memory.read_u32(GuestVirtAddr(args[1]))) {
+        Ok(status) => libc::WIFEXITED(status as i32) || libc::WIFSIGNALED(status as i32),
+        Err(_) => args[2] & stops == 0,
+    }
 }
 
 /// Adds what was used in the node to home's `struct rusage`, which tells of deputies: their CPU time was
