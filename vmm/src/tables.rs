@@ -31,6 +31,8 @@ const MAX_EDITS_IN_TABLE: usize = 24;
 pub struct Changes {
     edits: Vec<Edit>,
     retired: Vec<Frame>,
+    /// What ended the gathering early. What was gathered before is to be applied nevertheless.
+    failure: Option<TableError>,
 }
 
 impl Changes {
@@ -215,7 +217,8 @@ impl PageTables {
     /// gives it the value that is returned. A large page that is only partly in the range is split.
     ///
     /// # Errors
-    /// If the memory is used up; what has been changed so far is in `changes` or was written.
+    /// If the memory is used up. What `change` was asked about until then is in `changes` or was
+    /// written: apply them all the same.
     pub fn update(
         &mut self,
         start: u64,
@@ -224,11 +227,12 @@ impl PageTables {
         changes: &mut Changes,
     ) -> Result<(), TableError> {
         if start < end {
-            self.update_table(self.root, 3, 0, start, end, change, changes)?;
+            self.update_table(self.root, 3, 0, start, end, change, changes);
         }
-        Ok(())
+        changes.failure.take().map_or(Ok(()), Err)
     }
 
+    /// Never gives up what it has gathered: a table that is retired must come out of the table above.
     #[allow(clippy::too_many_arguments, reason = "the recursion's state")]
     fn update_table(
         &mut self,
@@ -239,7 +243,7 @@ impl PageTables {
         end: u64,
         change: &mut dyn FnMut(u64, u64, bool) -> u64,
         changes: &mut Changes,
-    ) -> Result<Outcome, TableError> {
+    ) -> Outcome {
         let span = paging::span(level);
         let first = start.saturating_sub(base) / span;
         let last = ((end - 1 - base) / span).min(511);
@@ -254,45 +258,55 @@ impl PageTables {
             let new = if level == 0 || (level == 1 && entry & LARGE != 0 && whole) {
                 change(at, entry, level == 1)
             } else if level == 1 && entry & LARGE != 0 {
-                self.split(entry, at, start, end, change)?
+                match self.split(entry, at, start, end, change) {
+                    Ok(new) => new,
+                    Err(error) => {
+                        changes.failure = Some(error);
+                        break;
+                    }
+                }
             } else {
-                match self.update_table(paging::frame(entry), level - 1, at, start, end, change, changes)? {
-                    Outcome::Same => continue,
+                match self.update_table(paging::frame(entry), level - 1, at, start, end, change, changes) {
+                    Outcome::Same => entry,
                     Outcome::Becomes(entry) => entry,
                 }
             };
-            if new == entry {
-                continue;
-            }
             if level <= 1 && may_write_at_once(entry, new) {
-                self.store(table, slot, new);
-            } else {
+                if new != entry {
+                    self.store(table, slot, new);
+                }
+            } else if new != entry {
                 pending.push((slot, new));
+            }
+            if changes.failure.is_some() {
+                break;
             }
         }
         if pending.is_empty() {
-            return Ok(Outcome::Same);
+            return Outcome::Same;
         }
         if level < 3 && first == 0 && last == 511 && pending.len() > 1 && pending.iter().all(|&(_, value)| value == 0) {
             // Perhaps nothing is left in it.
             let kept = (0..512).any(|slot| self.load(table, slot) != 0 && !pending.iter().any(|&(s, _)| s == slot));
             if !kept {
                 changes.retired.push(table);
-                return Ok(Outcome::Becomes(0));
+                return Outcome::Becomes(0);
             }
         }
-        if level < 3 && pending.len() > MAX_EDITS_IN_TABLE {
-            let new = self.machine.tables().allocate(&self.machine)?;
+        if level < 3
+            && pending.len() > MAX_EDITS_IN_TABLE
+            && let Ok(new) = self.machine.tables().allocate(&self.machine)
+        {
             self.machine.ram().copy_frame(table, new);
             for (slot, value) in pending {
                 self.store(new, slot, value);
             }
             changes.retired.push(table);
-            return Ok(Outcome::Becomes(new.address().raw() | TABLE));
+            return Outcome::Becomes(new.address().raw() | TABLE);
         }
         let entry = |slot: u64| table.address() + slot * 8;
         changes.edits.extend(pending.into_iter().map(|(slot, value)| Edit { entry: entry(slot), value }));
-        Ok(Outcome::Same)
+        Outcome::Same
     }
 
     /// A table in place of a large page, with the part of it in the range changed.

@@ -207,6 +207,30 @@ fn a_large_page_is_split_where_a_part_of_it_changes() {
 }
 
 #[test]
+fn a_change_that_memory_ends_early_is_whole_as_far_as_it_went() {
+    let machine = machine();
+    // A table full of pages, and behind it a large page that cannot be split without a new table.
+    let (mut tables, _) = tables(&machine, 512);
+    let large = DATA + 512 * PAGE_SIZE;
+    let block = machine.frames().allocate_block().unwrap();
+    assert!(tables.fill_large(large, data_entry(block) | vmm::paging::LARGE).unwrap());
+    let mut cpu = cpu(&machine, &tables);
+    store(&mut cpu, DATA, 1);
+    store(&mut cpu, large, 2);
+    while machine.frames().allocate().is_ok() {}
+    let mut changes = Changes::default();
+    assert!(tables.update(DATA, large + PAGE_SIZE, &mut |_, _, _| 0, &mut changes).is_err());
+    changes.apply(&mut cpu, |_| ()).unwrap();
+    // The table may be another's by now: nothing leads there any more.
+    machine.tables().recycle(&machine).unwrap();
+    let reused = machine.frames().allocate().unwrap();
+    machine.ram().store(reused.address(), data_entry(block));
+    assert_eq!(tables.lookup(DATA), None);
+    assert!(matches!(at(&mut cpu, LOAD, DATA, 0), UserEvent::Exception(_)));
+    assert_eq!(load(&mut cpu, large), 2);
+}
+
+#[test]
 fn a_root_in_the_frame_of_an_earlier_one_brings_its_own_translations() {
     let machine = machine();
     let mut cpu = machine.create_cpu().unwrap();
