@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use std::cell::RefCell;
 use vmm::addr::{GuestPhysAddr, GuestVirtAddr, PAGE_SIZE};
 use vmm::paging::{PRESENT, WRITE};
+use vmm::ram::GuestRam;
 use vmm::shim_layout::USER_END;
 use vmm::user_cpu::UserCpu;
 
@@ -64,13 +65,13 @@ impl<'a> ProcessMemory<'a> {
         Err(Errno::EFAULT)
     }
 
-    /// The aligned word at `address`, read at once, and where it lies in guest physical memory.
+    /// The aligned word at `address`, read at once, and where it lies in guest physical memory: a
+    /// name for the word, not to be accessed, since the frame may be another's as soon as this returns.
     ///
     /// # Errors
     /// `EFAULT`; `EINVAL` if it is not aligned.
     pub fn load_word(&self, address: u64) -> Result<(u32, GuestPhysAddr), Errno> {
-        let physical = self.word(address, Access::Read)?;
-        Ok((self.space.machine.ram().load_u32(physical), physical))
+        self.with_word(address, Access::Read, |ram, physical| (ram.load_u32(physical), physical))
     }
 
     /// Replaces the aligned word at `address` by what `change` makes of it, at once; returns the old one.
@@ -78,23 +79,32 @@ impl<'a> ProcessMemory<'a> {
     /// # Errors
     /// `EFAULT`; `EINVAL` if it is not aligned.
     pub fn change_word(&self, address: u64, change: impl Fn(u32) -> u32) -> Result<u32, Errno> {
-        let physical = self.word(address, Access::Write)?;
-        let ram = self.space.machine.ram();
-        let mut old = ram.load_u32(physical);
-        while let Err(other) = ram.compare_exchange_u32(physical, old, change(old)) {
-            old = other;
-        }
-        Ok(old)
+        self.with_word(address, Access::Write, |ram, physical| {
+            let mut old = ram.load_u32(physical);
+            while let Err(other) = ram.compare_exchange_u32(physical, old, change(old)) {
+                old = other;
+            }
+            old
+        })
     }
 
-    fn word(&self, address: u64, access: Access) -> Result<GuestPhysAddr, Errno> {
+    /// Accesses the word at `address` while the address space is locked: another thread's `munmap`
+    /// would free the frame, and the access would be to whatever is in it next.
+    fn with_word<T>(
+        &self,
+        address: u64,
+        access: Access,
+        body: impl FnOnce(&GuestRam, GuestPhysAddr) -> T,
+    ) -> Result<T, Errno> {
         if !address.is_multiple_of(4) {
             return Err(Errno::EINVAL);
         }
         if address >= USER_END {
             return Err(Errno::EFAULT);
         }
-        self.translate(&mut self.space.lock(), GuestVirtAddr(address), access)
+        let mut inner = self.space.lock();
+        let physical = self.translate(&mut inner, GuestVirtAddr(address), access)?;
+        Ok(body(self.space.machine.ram(), physical))
     }
 
     /// The address space.
