@@ -538,17 +538,17 @@ impl Inner {
     /// root to go back to if the vCPU runs another address space.
     fn load_root(&self, cpu: &mut UserCpu) -> Option<GuestPhysAddr> {
         let (before, root) = (cpu.root(), self.tables.root());
-        let nested = cpu.machine().paging() == Paging::Nested;
-        if before == root && !nested {
+        if before == root && cpu.machine().paging() == Paging::Shadow {
             return None;
         }
         let mine = cpu.interrupter();
         let gate = self.gates.iter().find(|gate| gate.is_of(&mine));
-        // Held out, it may have cached what was changed, even where the root is in the same frame.
-        if before != root || gate.is_some_and(Gate::is_closed) {
+        // A visitor, or a thread that was held out, may have cached what was changed, even where the
+        // root is in the same frame.
+        if before != root || gate.is_none_or(Gate::is_closed) {
             cpu.set_root(root);
         }
-        if gate.is_none() && before != root { Some(before) } else { None }
+        if gate.is_none() { Some(before) } else { None }
     }
 
     /// Takes all threads but the caller's out of the guest. They come back in when the lock is free
