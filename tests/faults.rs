@@ -13,8 +13,15 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// What is promised to happen "within a second", and a second more for a loaded machine.
-const WITHIN: Duration = Duration::from_secs(2);
+/// How soon a deputy must have noticed that its node is gone.
+const WITHIN: Duration = Duration::from_secs(1);
+
+/// How often something is tried that may take [`WITHIN`] at most, since a machine that others load may
+/// keep a process from running for as long.
+const ROUNDS: u32 = 4;
+
+/// When to give up.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The status of a `mosrun` whose node died.
 const NODE_DIED: i32 = 123;
@@ -48,16 +55,33 @@ fn slay(pid: i32) {
     kill(Pid::from_raw(pid), Signal::SIGKILL).expect("a process to kill");
 }
 
-/// Waits at most [`WITHIN`] from `since`.
-fn ends_in_time(mut child: Child, since: Instant) -> Output {
-    while child.try_wait().expect("a child").is_none() {
-        if since.elapsed() > WITHIN {
-            slay(child.id() as i32);
-            panic!("mosrun still runs {WITHIN:?} after the fault: {:?}", child.wait_with_output());
+/// Waits for the end; also says how long after `since` it was seen.
+fn end_of(mut child: Child, since: Instant) -> (Output, Duration) {
+    let took = loop {
+        let ended = child.try_wait().expect("a child").is_some();
+        let took = since.elapsed();
+        if ended {
+            break took;
         }
-        std::thread::sleep(Duration::from_millis(5));
+        if took > PATIENCE {
+            slay(child.id() as i32);
+            panic!("mosrun still runs {PATIENCE:?} after the fault: {:?}", child.wait_with_output());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    (child.wait_with_output().expect("its output"), took)
+}
+
+/// Does something that shall take [`WITHIN`] at most and says how long it took, until it was soon enough.
+fn soon(what: &str, mut round: impl FnMut() -> Duration) {
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS {
+        times.push(round());
+        if times.last().is_some_and(|took| *took <= WITHIN) {
+            return;
+        }
     }
-    child.wait_with_output().expect("its output")
+    panic!("{what} took {times:?}");
 }
 
 /// Runs `mosrun ARGV` in `directory` to its end.
@@ -80,13 +104,21 @@ fn refused(output: &Output, status: i32, naming: &str) {
 #[test]
 fn when_the_vmm_is_killed_every_mosrun_says_so_and_ends() {
     let Some(host) = host() else { return };
+    soon("the end of every mosrun", || kill_the_vmm(&host));
+    assert!(host.mosps(&[]).expect("mosps works").lines().all(|line| !line.contains("sleep 1000")));
+}
+
+/// Kills the VMM under several programs; says how long it took until the last of them had ended.
+fn kill_the_vmm(host: &Host) -> Duration {
+    // A node that was killed before is replaced.
+    assert_eq!(mosrun(host, Path::new("/"), &["true"]).status.code(), Some(0));
     let programs = [
-        start(&host, &["sleep", "1000"]),
-        start(&host, &["mawk", "BEGIN { while (1) x++ }"]),
-        start(&host, &["cat"]),
-        start(&host, &["bash", "-c", "sleep 1000 & sleep 1000 & wait"]),
+        start(host, &["sleep", "1000"]),
+        start(host, &["mawk", "BEGIN { while (1) x++ }"]),
+        start(host, &["cat"]),
+        start(host, &["bash", "-c", "sleep 1000 & sleep 1000 & wait"]),
         start(
-            &host,
+            host,
             &[
                 "/usr/bin/python3",
                 "-c",
@@ -98,12 +130,17 @@ fn when_the_vmm_is_killed_every_mosrun_says_so_and_ends() {
     assert_eq!(vmms.len(), 1, "one node, one VMM: {:?}", host.processes());
     let since = Instant::now();
     slay(vmms[0]);
-    for program in programs {
-        let output = ends_in_time(program, since);
-        refused(&output, NODE_DIED, "node");
-    }
+    // Each is watched by itself, so that none waits for another to be looked at.
+    let slowest = std::thread::scope(|scope| {
+        let watched = programs.map(|program| scope.spawn(move || end_of(program, since)));
+        watched.map(|watched| {
+            let (output, took) = watched.join().expect("a program that was watched");
+            refused(&output, NODE_DIED, "node");
+            took
+        })
+    });
     until("nothing but the host daemon is left", || host.processes().len() <= 1);
-    assert!(host.mosps(&[]).expect("mosps works").lines().all(|line| !line.contains("sleep 1000")));
+    slowest.into_iter().max().expect("programs")
 }
 
 #[test]
@@ -151,14 +188,20 @@ fn when_the_host_daemon_is_killed_programs_go_on_and_a_new_one_finds_them() {
 fn when_mosrun_is_killed_its_guest_process_is_gone() {
     let Some(host) = host() else { return };
     for argv in [&["sleep", "1000"][..], &["mawk", "BEGIN { while (1) x++ }"], &["cat"]] {
-        let mut program = start(&host, argv);
-        let since = Instant::now();
-        slay(program.id() as i32);
-        program.wait().expect("its end");
-        while listed(&host, program.id()) {
-            assert!(since.elapsed() < WITHIN, "{argv:?} is still listed {WITHIN:?} after its mosrun was killed");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        soon(&format!("the end of the guest process of {argv:?}"), || {
+            let mut program = start(&host, argv);
+            let since = Instant::now();
+            slay(program.id() as i32);
+            program.wait().expect("its end");
+            while listed(&host, program.id()) {
+                assert!(
+                    since.elapsed() < PATIENCE,
+                    "{argv:?} is still listed {PATIENCE:?} after its mosrun was killed"
+                );
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            since.elapsed()
+        });
     }
     assert_eq!(host.vmms().len(), 1, "the node goes on");
 }

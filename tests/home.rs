@@ -98,12 +98,7 @@ impl Host {
     /// # Errors
     /// A sentence with the failed command's own words.
     pub fn start() -> Result<Self, String> {
-        let skein = skein_binary()?;
-        let directory = tempfile::Builder::new().prefix("skein-test").tempdir().map_err(|error| error.to_string())?;
-        for name in ["skein", "mosrun", "mosps"] {
-            symlink(&skein, directory.path().join(name)).map_err(|error| format!("cannot link {name}: {error}"))?;
-        }
-        let host = Self { directory, skein };
+        let host = Self::prepare()?;
         host.skein(&["host", "start"])?;
         if let Err(why) = host.skein(&["node", "launch"]) {
             host.stop();
@@ -125,6 +120,19 @@ impl Host {
                 last.join("\n")
             })
             .collect()
+    }
+
+    /// A host of which nothing runs yet.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn prepare() -> Result<Self, String> {
+        let skein = skein_binary()?;
+        let directory = tempfile::Builder::new().prefix("skein-test").tempdir().map_err(|error| error.to_string())?;
+        for name in ["skein", "mosrun", "mosps"] {
+            symlink(&skein, directory.path().join(name)).map_err(|error| format!("cannot link {name}: {error}"))?;
+        }
+        Ok(Self { directory, skein })
     }
 
     /// The state directory.
@@ -182,6 +190,12 @@ impl Host {
             }
         }
         found
+    }
+
+    /// The log of a node.
+    pub fn node_log(&self, name: &str) -> String {
+        let path = self.directory().join("nodes").join(format!("{name}.log"));
+        String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
     }
 
     /// The VMM processes of this host's nodes: those that hold `/dev/kvm` or a VM open.

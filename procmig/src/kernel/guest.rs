@@ -1,6 +1,7 @@
 //! The life of a guest thread on its host thread.
 
 use super::Kernel;
+use super::memory_short::Leaver;
 use super::process::{Ending, Process};
 use super::syscalls::{self, Outcome};
 use super::thread::{Thread, ThreadSignals};
@@ -15,6 +16,9 @@ use std::sync::atomic::Ordering;
 use vmm::addr::GuestVirtAddr;
 use vmm::regs::Regs;
 use vmm::user_cpu::{Exception, UserCpu, UserEvent};
+
+/// How often a page is tried for after memory was made free.
+const ATTEMPTS: u32 = 64;
 
 /// What a new thread starts from.
 pub struct Start {
@@ -44,6 +48,8 @@ pub struct GuestThread {
     pub space: Arc<AddressSpace>,
     /// The last fault, for signal frames: number, error code, address.
     pub last_fault: (u64, u64, u64),
+    /// Kept until the memory is free; so it is the last.
+    leaver: Option<Leaver>,
 }
 
 impl GuestThread {
@@ -63,7 +69,7 @@ impl GuestThread {
             return None;
         }
         space.join(&thread.gate);
-        Some(Self { thread, process: process.clone(), channel, space, last_fault: (0, 0, 0) })
+        Some(Self { thread, process: process.clone(), channel, space, last_fault: (0, 0, 0), leaver: None })
     }
 
     /// The node's kernel.
@@ -211,14 +217,19 @@ impl GuestThread {
                     Err(FaultError::Forbidden) => info::fault(libc::SIGSEGV, info::SEGV_ACCERR, at),
                     Err(FaultError::NoPage) => info::fault(libc::SIGBUS, info::BUS_ADRERR, at),
                     Err(FaultError::OutOfMemory) => {
-                        self.kernel().files.shrink();
-                        if self.space.fault(address, access, cpu).is_ok() {
-                            return;
+                        // Others may take what has become free: so more than once.
+                        for _ in 0..ATTEMPTS {
+                            if !self.kernel().relieve(&self.process) {
+                                break;
+                            }
+                            // Any other failure comes again when the access is made again.
+                            if self.process.ending().is_some()
+                                || self.space.fault(address, access, cpu) != Err(FaultError::OutOfMemory)
+                            {
+                                return;
+                            }
                         }
-                        tracing::warn!(
-                            pid = self.process.pid,
-                            "killed: the node's memory is used up; give the node more (skein node launch --memory)"
-                        );
+                        tracing::warn!(pid = self.process.pid, "killed: the node has no memory for it");
                         self.process.begin_exit(Ending::Signal(libc::SIGKILL));
                         return;
                     }
@@ -297,6 +308,7 @@ impl GuestThread {
         self.process.descriptors.close();
         // No longer found by the time that the parent learns of it; then the memory, which takes
         // longer, while home goes on.
+        self.leaver = Some(self.kernel().leaving.begin());
         self.kernel().keep_usage(&self.process);
         self.kernel().leave(&self.process);
         self.process.note_left();

@@ -12,6 +12,7 @@ pub mod guest;
 pub mod handed;
 pub mod host_thread;
 mod housekeeping;
+pub mod memory_short;
 pub mod pool;
 mod proc_files;
 pub mod process;
@@ -33,7 +34,7 @@ use crate::vdso::page::TimePage;
 use crate::wire::usage::Usage;
 use nix::errno::Errno;
 use process::Process;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -46,6 +47,9 @@ use vmm::machine::Machine;
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Most refusals that are remembered; what comes after them is not logged: a guest must not fill the disk.
+const MAX_REFUSALS: usize = 4096;
 
 /// Why a node's kernel cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +104,12 @@ pub struct Kernel {
     pub hwcap2: u64,
     processes: Mutex<HashMap<i32, Arc<Process>>>,
     ended: Mutex<HashMap<i32, Ended>>,
+    /// Processes whose memory is about to be free.
+    pub leaving: memory_short::Leaving,
+    /// Held while it is decided who is killed for its memory.
+    choosing: Mutex<()>,
+    /// Calls that were refused, by the program's name and the number, so that each is logged once.
+    refused: Mutex<HashSet<(Vec<u8>, u32)>>,
     /// When the node was ready.
     pub ready: Instant,
     stopping: AtomicBool,
@@ -141,6 +151,9 @@ impl Kernel {
             hwcap2: u64::from(std::arch::x86_64::__cpuid_count(7, 0).ebx & 1) << 1,
             processes: Mutex::default(),
             ended: Mutex::default(),
+            leaving: memory_short::Leaving::default(),
+            choosing: Mutex::default(),
+            refused: Mutex::default(),
             ready: Instant::now(),
             stopping: AtomicBool::new(false),
             machine,
@@ -205,6 +218,12 @@ impl Kernel {
     /// The same, once.
     pub fn take_usage(&self, pid: i32) -> Option<Usage> {
         lock(&self.ended).remove(&pid).map(|ended| ended.usage)
+    }
+
+    /// Whether a refusal of this call to this program is to be logged: the first time.
+    pub fn first_refusal(&self, program: &[u8], nr: u32) -> bool {
+        let mut refused = lock(&self.refused);
+        refused.len() < MAX_REFUSALS && refused.insert((program.to_vec(), nr))
     }
 
     /// Lets no process in any more; returns whether there is none. With `force` all are killed.

@@ -10,7 +10,7 @@ use crate::signal::set::{DefaultAction, SignalSet, default_action};
 use crate::wire::control::{Ids, ProcessStatus, SigInfo, ToDeputy};
 use crate::wire::frame;
 use crate::wire::usage::Usage;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -166,8 +166,6 @@ pub struct Process {
     /// A parent waits in `vfork`.
     vforked: Mutex<bool>,
     vfork_over: Condvar,
-    /// Calls that were refused, so that each is logged once.
-    refused: Mutex<HashSet<u32>>,
     has_ended: AtomicBool,
     left: Mutex<bool>,
     left_changed: Condvar,
@@ -212,7 +210,6 @@ impl Process {
             leader_channel: Mutex::new(None),
             vforked: Mutex::new(false),
             vfork_over: Condvar::new(),
-            refused: Mutex::default(),
             has_ended: AtomicBool::new(false),
             left: Mutex::new(false),
             left_changed: Condvar::new(),
@@ -511,11 +508,6 @@ impl Process {
     pub fn waits_for_children(&self) -> bool {
         let action = lock(&self.signals).action(libc::SIGCHLD);
         action.handler != IGNORE && action.flags & libc::SA_NOCLDWAIT as u64 == 0
-    }
-
-    /// Whether a refusal of this call is to be logged: the first time.
-    pub fn first_refusal(&self, nr: u32) -> bool {
-        lock(&self.refused).insert(nr)
     }
 
     /// Declares that all is over; `true` the first time.

@@ -61,6 +61,9 @@ impl From<ObjectError> for FaultError {
     }
 }
 
+/// Frames that are not given to programs' own faults but kept for system calls, which cannot wait in the
+/// middle of what they do until memory is free: 1 MiB.
+pub const RESERVED_FRAMES: u32 = 256;
 /// Pages that one fault maps at least, where the area reaches: a fault costs as much as filling
 /// hundreds of entries, and frames that nobody touches cost nothing.
 const WINDOW: u64 = 16;
@@ -86,6 +89,9 @@ impl AddressSpace {
     /// # Errors
     /// See [`FaultError`].
     pub fn fault(&self, address: u64, access: Access, cpu: &mut UserCpu) -> Result<(), FaultError> {
+        if self.machine.frames().free() < RESERVED_FRAMES {
+            return Err(FaultError::OutOfMemory);
+        }
         self.fault_locked(&mut self.lock(), address, access, cpu)
     }
 

@@ -12,7 +12,7 @@ mod remap;
 pub mod space;
 
 pub use access::ProcessMemory;
-pub use fault::{Access, FaultError};
+pub use fault::{Access, FaultError, RESERVED_FRAMES};
 pub use gate::Gate;
 pub use places::Part;
 pub use regions::{Backing, Protection, Region, RegionFlags};

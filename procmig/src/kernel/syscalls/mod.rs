@@ -222,10 +222,12 @@ fn by_table(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]
 /// The errno of a kernel without the feature, and a line in the log.
 fn refuse(guest: &GuestThread, nr: u64, errno: Errno) -> Outcome {
     guest.thread.tally.local_calls.add(1);
-    if guest.process.first_refusal(nr as u32) {
-        let name = u32::try_from(nr).ok().and_then(calls::name).unwrap_or("unknown");
-        let program = String::from_utf8_lossy(&super::lock(&guest.process.identity).name).into_owned();
-        tracing::info!(call = name, nr, program, pid = guest.process.pid, errno = %errno, "a call is not served");
+    let program = super::lock(&guest.process.identity).name.clone();
+    let name = u32::try_from(nr).ok().and_then(calls::name);
+    // All numbers that no kernel knows are one.
+    if guest.kernel().first_refusal(&program, name.map_or(u32::MAX, |_| nr as u32)) {
+        let (call, program) = (name.unwrap_or("unknown"), String::from_utf8_lossy(&program));
+        tracing::info!(call, nr, %program, pid = guest.process.pid, errno = %errno, "a call is not served");
     }
     Err(errno).into()
 }
