@@ -131,7 +131,7 @@ fn without_permission_a_sentence_says_what_to_do() {
     let mut mounts = bare_devices(place.path());
     let device = place.path().join("dev/kvm");
     File::create(&device).expect("a file");
-    fs::set_permissions(&device, Permissions::from_mode(0)).expect("a mode");
+    fs::set_permissions(&device, Permissions::from_mode(0o000)).expect("a mode");
     let (devices, at) = mounts.pop().expect("/dev itself");
     mounts.push((devices, at));
     fails_with(&host, &mounts, &["no permission to use /dev/kvm", "add the user to the group"]);

@@ -30,6 +30,7 @@ cases! {
     files_are_read_and_written_as_if_at_home: program("files", Linking::Dynamic, []);
     files_are_read_and_written_by_a_static_program: program("files", Linking::Static, []);
     what_was_used_is_accounted: program("usage", Linking::Dynamic, []);
+    every_table_has_an_end: program("limits", Linking::Dynamic, []);
     memory_handed_out_is_zero: program("recycle", Linking::Dynamic, []);
     memory_handed_out_to_a_static_program_is_zero: program("recycle", Linking::Static, []);
 }

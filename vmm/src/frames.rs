@@ -5,7 +5,8 @@
 //! take 2 MiB of the host's memory for each chunk it touches. A frame has a count of its users;
 //! when it reaches zero nobody sees its bytes again.
 
-use crate::addr::{Frame, GuestPhysAddr, LARGE_PAGE_SIZE};
+use crate::accounts::{Account, Accounts};
+use crate::addr::{Frame, GuestPhysAddr, LARGE_PAGE_SIZE, PAGE_SIZE};
 use crate::ram::GuestRam;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -20,12 +21,33 @@ const KEPT: usize = 4096;
 #[error("the node's memory is used up")]
 pub struct OutOfFrames;
 
+/// Why an account gets no frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Shortage {
+    /// The node has none.
+    #[error(transparent)]
+    Node(#[from] OutOfFrames),
+    /// The account has reached its limit.
+    #[error("the program has all the memory that it may have")]
+    Account,
+}
+
+/// What an account may do at its limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtLimit {
+    /// It gets nothing.
+    Refuse,
+    /// It gets what it needs, and is looked after later.
+    Pass,
+}
+
 /// Hands out frames.
 #[derive(Debug)]
 pub struct FrameAllocator {
     ram: Arc<GuestRam>,
     users: Vec<AtomicU32>,
     pools: Mutex<Pools>,
+    accounts: Accounts,
 }
 
 #[derive(Debug)]
@@ -62,7 +84,7 @@ impl FrameAllocator {
         let free = (top - bottom) * FRAMES_PER_BLOCK;
         let users = zeroed_counts(frames);
         let pools = Pools { clean: Vec::new(), dirty: Vec::new(), blocks: Vec::new(), bottom, top, free };
-        Self { ram, users, pools: Mutex::new(pools) }
+        Self { ram, users, pools: Mutex::new(pools), accounts: Accounts::new(frames) }
     }
 
     fn pools(&self) -> MutexGuard<'_, Pools> {
@@ -77,6 +99,81 @@ impl FrameAllocator {
     /// Frames that can be handed out in all.
     pub fn total(&self) -> u32 {
         self.users.len() as u32
+    }
+
+    /// Opens an account that may have so many bytes; `None` if there are too many accounts.
+    pub fn open_account(&self, bytes: u64) -> Option<Account> {
+        self.accounts.open(u32::try_from(bytes / PAGE_SIZE).unwrap_or(u32::MAX))
+    }
+
+    /// Closes an account; what it still has is counted until it is free.
+    pub fn close_account(&self, account: Account) {
+        self.accounts.close(account);
+    }
+
+    /// Frames that an account has, and may have.
+    pub fn account_state(&self, account: Account) -> (u32, u32) {
+        self.accounts.state(account)
+    }
+
+    /// As [`allocate`](Self::allocate), for an account.
+    ///
+    /// # Errors
+    /// See [`Shortage`].
+    pub fn allocate_for(&self, account: Account, at_limit: AtLimit) -> Result<Frame, Shortage> {
+        self.charged(account, at_limit, || self.allocate())
+    }
+
+    /// As [`allocate_to_overwrite`](Self::allocate_to_overwrite), for an account.
+    ///
+    /// # Errors
+    /// See [`Shortage`].
+    pub fn allocate_to_overwrite_for(&self, account: Account, at_limit: AtLimit) -> Result<Frame, Shortage> {
+        self.charged(account, at_limit, || self.allocate_to_overwrite())
+    }
+
+    fn charged(
+        &self,
+        account: Account,
+        at_limit: AtLimit,
+        allocate: impl FnOnce() -> Result<Frame, OutOfFrames>,
+    ) -> Result<Frame, Shortage> {
+        if !self.accounts.charge(account, 1, at_limit == AtLimit::Pass) {
+            return Err(Shortage::Account);
+        }
+        match allocate() {
+            Ok(frame) => {
+                self.accounts.own(account, frame);
+                Ok(frame)
+            }
+            Err(error) => {
+                self.accounts.refund(account, 1);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// As [`allocate_block`](Self::allocate_block), for an account; only while it has room for more.
+    pub fn allocate_block_for(&self, account: Account) -> Option<Frame> {
+        if !self.has_plenty(account, FRAMES_PER_BLOCK) || !self.accounts.charge(account, FRAMES_PER_BLOCK, false) {
+            return None;
+        }
+        let block = self.allocate_block();
+        match block {
+            Some(first) if account.is_limited() => {
+                (0..FRAMES_PER_BLOCK).for_each(|i| self.accounts.own(account, first.offset(i)));
+            }
+            Some(_) => {}
+            None => self.accounts.refund(account, FRAMES_PER_BLOCK),
+        }
+        block
+    }
+
+    /// Whether so many frames more leave an account a quarter of what it may have: then it may have some
+    /// that it may never touch.
+    pub fn has_plenty(&self, account: Account, frames: u32) -> bool {
+        let (used, limit) = self.accounts.state(account);
+        u64::from(used) + u64::from(frames) <= u64::from(limit) / 4 * 3
     }
 
     /// A frame of zeros with one user.
@@ -173,6 +270,9 @@ impl FrameAllocator {
             .filter(|frame| {
                 let before = self.users[frame.0 as usize].fetch_sub(1, Ordering::AcqRel);
                 debug_assert!(before > 0, "a free frame was released");
+                if before == 1 {
+                    self.accounts.disown(*frame);
+                }
                 before == 1
             })
             .collect();
@@ -304,6 +404,28 @@ mod tests {
         assert!(frames.allocate_block().is_some());
         assert_eq!(frames.allocate_block(), None);
         assert_eq!(frames.allocate(), Err(OutOfFrames));
+    }
+
+    #[test]
+    fn an_account_gets_what_it_may_have_and_gives_it_back() {
+        let (_, frames) = allocator(8);
+        let limit = u64::from(FRAMES_PER_BLOCK) * 2;
+        let account = frames.open_account(limit * PAGE_SIZE).unwrap();
+        let block = frames.allocate_block_for(account).unwrap();
+        assert_eq!(frames.allocate_block_for(account), None, "not so close to the limit");
+        let mut all: Vec<Frame> = (0..FRAMES_PER_BLOCK).map(|i| block.offset(i)).collect();
+        while let Ok(frame) = frames.allocate_for(account, AtLimit::Refuse) {
+            all.push(frame);
+        }
+        assert_eq!(all.len() as u64, limit);
+        assert_eq!(frames.allocate_to_overwrite_for(account, AtLimit::Refuse), Err(Shortage::Account));
+        all.push(frames.allocate_for(account, AtLimit::Pass).unwrap());
+        // A second user counts no more, and the frame is its account's until the last has gone.
+        frames.share(all[0]);
+        frames.release(all[0]);
+        assert_eq!(frames.account_state(account), (limit as u32 + 1, limit as u32));
+        frames.release_all(&all);
+        assert_eq!(frames.account_state(account).0, 0);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The virtual machine of a node.
 
+pub mod accounts;
 pub mod addr;
 pub mod entry;
 pub mod frames;

@@ -6,6 +6,7 @@
 use crate::cli::DirArg;
 use crate::client::Client;
 use crate::hostd::protocol::HostRequest;
+use crate::memory::{BadSize, Size, show};
 use crate::name::NodeName;
 use crate::nodelink;
 use crate::output::complain;
@@ -16,6 +17,7 @@ use procmig::deputy::{self, Reporter, Setup};
 use procmig::wire::control::{self, Attach, Ids};
 use search::SearchError;
 use std::ffi::{OsStr, OsString};
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
@@ -26,6 +28,9 @@ mod process;
 mod search;
 mod stats;
 
+/// Least memory that a program is given: it could not even start with less.
+const LEAST_LIMIT: u64 = 1 << 20;
+
 /// Exit status: mosrun itself failed.
 const FAILED: u8 = 125;
 
@@ -34,6 +39,7 @@ EXAMPLE
   mosrun make -j4
   mosrun --trace -o calls.txt ls /
   mosrun --stats xz -9 big
+  mosrun -m 512 --max-threads 20 ./untrusted
   seq 1000000 | mosrun sort -R | head
 
 EXIT STATUS
@@ -73,6 +79,14 @@ pub struct RunArgs {
     /// Write the trace, or what the program used, to a file
     #[arg(short, long, value_name = "FILE", requires = "told")]
     output: Option<PathBuf>,
+    /// Most memory that the program and all that it starts may use together: a number of MiB, or a size
+    /// as 2G. More in one piece is refused (ENOMEM); when all of it is used the largest process is
+    /// killed, as by Linux for a control group
+    #[arg(short, long, value_name = "MB", value_parser = limit_of_memory)]
+    memory: Option<Size>,
+    /// Most threads that the program and all that it starts may have together; more are refused (EAGAIN)
+    #[arg(long, value_name = "N")]
+    max_threads: Option<NonZeroU32>,
     /// Program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROG [ARGS]")]
     command: Vec<OsString>,
@@ -160,9 +174,19 @@ fn start(args: RunArgs, all: &[OsString]) -> Result<std::convert::Infallible, Fa
         limits: process::limits(),
         trace: args.trace,
         report: args.stats,
+        memory_limit: args.memory.map(|memory| memory.0),
+        max_threads: args.max_threads.map(NonZeroU32::get),
     };
     let error = deputy::run(Setup { node, node_name: node_name.into(), attach, trace, reporter });
     Err(anyhow::Error::new(error).into())
+}
+
+/// A number alone is MiB.
+fn limit_of_memory(text: &str) -> Result<Size, String> {
+    let number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let text = if number { format!("{text}M") } else { text.to_owned() };
+    let size: Size = text.parse().map_err(|error: BadSize| error.to_string())?;
+    if size.0 < LEAST_LIMIT { Err(format!("a program needs at least {}", show(LEAST_LIMIT))) } else { Ok(size) }
 }
 
 /// An unknown option before the program would pass for the program; `--` says that it is one.
@@ -231,6 +255,16 @@ mod tests {
         let (args, all) = parse(&["mosrun", "--", "--nodes"]);
         assert!(mistaken_option(&args.command, &all).is_none());
         assert_eq!(args.command, ["--nodes"]);
+    }
+
+    #[test]
+    fn a_limit_of_memory_is_in_mib_unless_it_says_otherwise() {
+        let memory = |text: &str| parse(&["mosrun", "-m", text, "ls"]).0.memory.unwrap().0;
+        assert_eq!((memory("512"), memory("2G"), memory("2048k")), (512 << 20, 2 << 30, 2 << 20));
+        for bad in ["", "0", "512k", "x", "-1"] {
+            assert!(Mosrun::try_parse_from(["mosrun", "-m", bad, "ls"]).is_err(), "{bad}");
+        }
+        assert!(Mosrun::try_parse_from(["mosrun", "--max-threads", "0", "ls"]).is_err());
     }
 
     #[test]

@@ -219,7 +219,7 @@ impl GuestThread {
         let word = |i: usize| u64::from_le_bytes(random[i * 8..i * 8 + 8].try_into().expect("8 bytes"));
         let stack_size = stack_limit.clamp(MIN_STACK, UNLIMITED_STACK).next_multiple_of(PAGE_SIZE);
         let layout = Layout::new(stack_size, Some([word(0), word(1), word(2), word(3)]));
-        let space = AddressSpace::new(kernel.machine.clone(), layout, space_limit)?;
+        let space = AddressSpace::new(kernel.machine.clone(), layout, space_limit, self.process.group.account())?;
 
         let bias = match program.kind {
             ProgramKind::Fixed => 0,
@@ -336,7 +336,7 @@ impl GuestThread {
         super::syscalls::futex::release_robust(self, cpu);
         self.thread.clear_tid.store(0, Ordering::Relaxed);
         self.process.set_home_signals(SignalSet::EMPTY);
-        lock(&self.process.timers).delete_posix();
+        self.kernel().timers.delete_posix(&self.process);
         self.space.sync_all();
         self.process.saw_resident(self.space.resident());
         self.space.part(&self.thread.gate);

@@ -1,7 +1,8 @@
 //! The life of a guest thread on its host thread.
 
 use super::Kernel;
-use super::memory_short::Leaver;
+use super::group::Permit;
+use super::memory_short::{Leaver, Whose};
 use super::process::{Ending, Process};
 use super::syscalls::{self, Outcome};
 use super::thread::{Thread, ThreadSignals};
@@ -50,6 +51,8 @@ pub struct GuestThread {
     pub last_fault: (u64, u64, u64),
     /// Kept until the memory is free; so it is the last.
     leaver: Option<Leaver>,
+    /// Until it begins to end.
+    permit: Option<Permit>,
 }
 
 impl GuestThread {
@@ -63,13 +66,22 @@ impl GuestThread {
         worker: &super::pool::Worker,
         channel: CallChannel,
         space: Arc<AddressSpace>,
+        permit: Permit,
     ) -> Option<Self> {
         let thread = Thread::new(tid, process.clone(), signals, worker.gate.clone(), worker.host);
         if !process.add_thread(&thread) {
             return None;
         }
         space.join(&thread.gate);
-        Some(Self { thread, process: process.clone(), channel, space, last_fault: (0, 0, 0), leaver: None })
+        Some(Self {
+            thread,
+            process: process.clone(),
+            channel,
+            space,
+            last_fault: (0, 0, 0),
+            leaver: None,
+            permit: Some(permit),
+        })
     }
 
     /// The node's kernel.
@@ -177,6 +189,9 @@ impl GuestThread {
             Outcome::End => return false,
             Outcome::Restart(kind) => Some((kind, nr)),
         };
+        if self.process.group.is_beyond() && !self.kernel().relieve(&self.process, Whose::Group) {
+            self.process.begin_exit(Ending::Signal(libc::SIGKILL));
+        }
         if self.thread.has_attention() || restart.is_some() {
             self.thread.take_attention();
             if self.process.must_end(self.thread.tid()) {
@@ -216,20 +231,19 @@ impl GuestThread {
                     Err(FaultError::Unmapped) => info::fault(libc::SIGSEGV, info::SEGV_MAPERR, at),
                     Err(FaultError::Forbidden) => info::fault(libc::SIGSEGV, info::SEGV_ACCERR, at),
                     Err(FaultError::NoPage) => info::fault(libc::SIGBUS, info::BUS_ADRERR, at),
-                    Err(FaultError::OutOfMemory) => {
+                    Err(short @ (FaultError::OutOfMemory | FaultError::OverLimit)) => {
+                        let whose = if short == FaultError::OverLimit { Whose::Group } else { Whose::Node };
                         // Others may take what has become free: so more than once.
                         for _ in 0..ATTEMPTS {
-                            if !self.kernel().relieve(&self.process) {
+                            if !self.kernel().relieve(&self.process, whose) {
                                 break;
                             }
                             // Any other failure comes again when the access is made again.
-                            if self.process.ending().is_some()
-                                || self.space.fault(address, access, cpu) != Err(FaultError::OutOfMemory)
-                            {
+                            if self.process.ending().is_some() || self.space.fault(address, access, cpu) != Err(short) {
                                 return;
                             }
                         }
-                        tracing::warn!(pid = self.process.pid, "killed: the node has no memory for it");
+                        tracing::warn!(pid = self.process.pid, "killed: there is no memory for it");
                         self.process.begin_exit(Ending::Signal(libc::SIGKILL));
                         return;
                     }
@@ -277,6 +291,8 @@ impl GuestThread {
     /// What is left to do when the thread ends: its last words to other threads, to the deputy, and
     /// if it was the last, the end of the process.
     fn finish(&mut self, cpu: &mut UserCpu) {
+        // Whoever learns of its end may start another.
+        self.permit = None;
         self.say_goodbye(cpu);
         self.thread.end_call();
         self.space.part(&self.thread.gate);

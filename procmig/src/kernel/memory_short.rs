@@ -13,6 +13,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(1);
 
+/// Whose memory is short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// The node's.
+    Node,
+    /// That of a program with all that it has started, which may have only so much.
+    Group,
+}
+
 /// Processes that have ended and whose memory is not free yet.
 #[derive(Debug, Default)]
 pub struct Leaving(Arc<AtomicUsize>);
@@ -40,21 +49,28 @@ impl Drop for Leaver {
 }
 
 impl Kernel {
-    /// The node has no memory left for a page that `process` needs. Returns when there is some, or when
-    /// the process itself must end; `false` if there will be none.
-    pub fn relieve(&self, process: &Process) -> bool {
-        self.files.shrink();
+    /// There is no memory left for a page that `process` needs. Returns when there is some, or when the
+    /// process itself must end; `false` if there will be none.
+    pub fn relieve(&self, process: &Process, whose: Whose) -> bool {
+        if whose == Whose::Node {
+            self.files.shrink();
+        }
         let deadline = Instant::now() + PATIENCE;
         while process.ending().is_none() {
-            if self.machine.frames().free() >= RESERVED_FRAMES {
+            let is_enough = match whose {
+                Whose::Node => self.machine.frames().free() >= RESERVED_FRAMES,
+                Whose::Group => !process.group.is_full(),
+            };
+            if is_enough {
                 return true;
             }
             {
                 // One after the other: who comes second sees the end that the first began.
                 let _choosing = lock(&self.choosing);
-                let processes = self.processes();
+                let mut processes = self.processes();
+                processes.retain(|other| whose == Whose::Node || Arc::ptr_eq(&other.group, &process.group));
                 let ends = self.leaving.is_any() || processes.iter().any(|process| process.ending().is_some());
-                if !ends && !kill_the_largest(processes) {
+                if !ends && !kill_the_largest(processes, whose) {
                     return false;
                 }
             }
@@ -67,18 +83,18 @@ impl Kernel {
     }
 }
 
-fn kill_the_largest(processes: Vec<Arc<Process>>) -> bool {
+fn kill_the_largest(processes: Vec<Arc<Process>>, whose: Whose) -> bool {
     let resident = |process: &Arc<Process>| process.space().map_or(0, |space| space.resident());
     let Some((bytes, victim)) =
         processes.into_iter().map(|process| (resident(&process), process)).max_by_key(|(bytes, _)| *bytes)
     else {
         return false;
     };
-    tracing::warn!(
-        pid = victim.pid,
-        mib = bytes >> 20,
-        "killed: the node's memory is used up; give the node more (skein node launch --memory)"
-    );
+    let why = match whose {
+        Whose::Node => "the node's memory is used up; give the node more (skein node launch --memory)",
+        Whose::Group => "its program has all the memory that it may have (mosrun -m)",
+    };
+    tracing::warn!(pid = victim.pid, mib = bytes >> 20, "killed: {why}");
     victim.begin_exit(Ending::Signal(libc::SIGKILL));
     true
 }

@@ -8,6 +8,7 @@
 pub mod deliver;
 pub mod descriptors;
 mod exec;
+pub mod group;
 pub mod guest;
 pub mod handed;
 pub mod host_thread;

@@ -1,12 +1,13 @@
 //! A guest process.
 
 use super::descriptors::Descriptors;
+use super::group::Group;
 use super::thread::{Thread, ThreadSignals};
 use super::{Kernel, lock};
 use crate::channel::CallChannel;
 use crate::mm::AddressSpace;
 use crate::signal::pending::PendingSignals;
-use crate::signal::set::{DefaultAction, SignalSet, default_action};
+use crate::signal::set::{DefaultAction, FIRST_REALTIME, SignalSet, default_action};
 use crate::wire::control::{Ids, ProcessStatus, SigInfo, ToDeputy};
 use crate::wire::frame;
 use crate::wire::usage::Usage;
@@ -15,6 +16,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
+
+/// Most signals that wait for a process, whatever its limit is: 8 MiB of them.
+const MAX_PENDING: u64 = 65_536;
 
 /// How a process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,6 +152,8 @@ pub struct Process {
     pub counters: Counters,
     /// Its descriptors, as far as the node knows their files.
     pub descriptors: Descriptors,
+    /// With which it shares limits: what was started from home together.
+    pub group: Arc<Group>,
     /// Timers.
     pub timers: Mutex<super::timers::ProcessTimers>,
     /// Each system call is told to the deputy.
@@ -188,6 +194,7 @@ impl Process {
         control: Arc<UnixStream>,
         descriptors: Descriptors,
         trace: bool,
+        group: Arc<Group>,
     ) -> Arc<Self> {
         Arc::new(Self {
             kernel,
@@ -198,6 +205,7 @@ impl Process {
             identity: Mutex::new(identity),
             counters: Counters::default(),
             descriptors,
+            group,
             timers: Mutex::default(),
             trace,
             report: AtomicBool::new(false),
@@ -394,8 +402,8 @@ impl Process {
         }
     }
 
-    /// Sends a signal to the process: any thread that does not block it gets it.
-    pub fn post(&self, info: SigInfo) {
+    /// Sends a signal to the process: any thread that does not block it gets it. `false` if too many wait.
+    pub fn post(&self, info: SigInfo) -> bool {
         let signal = info.signal();
         if signal == libc::SIGCONT {
             self.resume();
@@ -409,7 +417,7 @@ impl Process {
             };
             let blocked = |thread: &Arc<Thread>| lock(&thread.signals).mask.contains(signal);
             if signals.ignores(signal) && !threads.iter().any(blocked) {
-                return;
+                return true;
             }
             match signal {
                 libc::SIGCONT => signals.pending.discard(SignalSet::STOPPING),
@@ -418,41 +426,43 @@ impl Process {
                 }
                 _ => {}
             }
-            let limit = self.pending_limit();
-            if let Err(error) = signals.pending.push(info, limit) {
-                tracing::debug!(pid = self.pid, signal, %error, "a signal is dropped");
-                return;
+            let others = queued(&threads, None, signal);
+            if signals.pending.push(info, self.pending_limit().saturating_sub(others)).is_err() {
+                return false;
             }
             threads.iter().find(|thread| awaited(thread)).cloned()
         };
         if let Some(thread) = target {
             thread.notify();
         }
+        true
     }
 
-    /// Sends a signal to one thread.
-    pub fn post_to(&self, thread: &Thread, info: SigInfo) {
+    /// Sends a signal to one thread; `false` if too many wait.
+    pub fn post_to(&self, thread: &Thread, info: SigInfo) -> bool {
         let signal = info.signal();
-        let limit = self.pending_limit();
+        let threads = self.threads();
         {
             let signals = lock(&self.signals);
+            let others = signals.pending.len() + queued(&threads, Some(thread), signal);
             let mut own = lock(&thread.signals);
             if signals.ignores(signal) && !own.mask.contains(signal) {
-                return;
+                return true;
             }
-            if let Err(error) = own.pending.push(info, limit) {
-                tracing::debug!(pid = self.pid, signal, %error, "a signal is dropped");
-                return;
+            if own.pending.push(info, self.pending_limit().saturating_sub(others)).is_err() {
+                return false;
             }
             if own.mask.contains(signal) && !own.awaited.contains(signal) {
-                return;
+                return true;
             }
         }
         thread.notify();
+        true
     }
 
+    /// Most signals that may wait, of the process and all its threads together.
     fn pending_limit(&self) -> usize {
-        lock(&self.identity).limit(libc::RLIMIT_SIGPENDING).min(65_536) as usize
+        lock(&self.identity).limit(libc::RLIMIT_SIGPENDING).min(MAX_PENDING) as usize
     }
 
     /// What names its control connection to the relay.
@@ -555,6 +565,15 @@ impl Process {
             uid: identity.ids.uid,
         }
     }
+}
+
+/// Signals that wait for threads, but for one of them; only real-time signals are limited and counted.
+fn queued(threads: &[Arc<Thread>], but: Option<&Thread>, signal: i32) -> usize {
+    if signal < FIRST_REALTIME {
+        return 0;
+    }
+    let others = threads.iter().filter(|thread| !but.is_some_and(|but| std::ptr::eq(but, &***thread)));
+    others.map(|thread| lock(&thread.signals).pending.len()).sum()
 }
 
 /// Signal state of a new process whose deputy ignores `ignored`.

@@ -1,6 +1,7 @@
 //! A deputy asks for a program to be run.
 
 use super::descriptors::Descriptors;
+use super::group::Group;
 use super::guest::{GuestThread, Start};
 use super::process::{Identity, Process, StackPlaces, initial_signals, initial_thread_signals};
 use super::{Kernel, lock};
@@ -13,6 +14,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use vmm::user_cpu::initial_fpu;
+
+/// Exit status of a `mosrun` whose node does not take its process.
+const CANNOT: i32 = 125;
 
 /// Why a process cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -32,26 +36,32 @@ impl Kernel {
     /// Starts a process for the deputy at the other ends of `control` and `call`.
     ///
     /// # Errors
-    /// See [`StartError`]; the connections are closed then.
+    /// See [`StartError`]; the deputy has been told then.
     pub fn start_process(
         self: &Arc<Self>,
         attach: Attach,
         control: UnixStream,
         call: UnixStream,
     ) -> Result<(), StartError> {
-        let worker = self.pool.acquire()?;
-        let made = self.make_process(&attach, control);
-        let (process, space) = match made {
+        let channel = CallChannel::new(call);
+        let worker = match self.pool.acquire() {
+            Ok(worker) => worker,
+            Err(error) => return Err(self.refuse(channel, error.into())),
+        };
+        let (process, space) = match self.make_process(&attach, control) {
             Ok(made) => made,
             Err(error) => {
                 self.pool.release(worker);
-                return Err(error);
+                return Err(self.refuse(channel, error));
             }
         };
         let signals = initial_thread_signals(attach.blocked_signals);
-        let channel = CallChannel::new(call);
-        let entered = GuestThread::enter(&process, process.pid, signals, &worker, channel, space);
+        let entered = process
+            .group
+            .admit()
+            .and_then(|permit| GuestThread::enter(&process, process.pid, signals, &worker, channel, space, permit));
         let Some(mut guest) = entered else {
+            self.leave(&process);
             self.pool.release(worker);
             return Err(StartError::Refused(nix::errno::Errno::EAGAIN));
         };
@@ -71,13 +81,25 @@ impl Kernel {
         Ok(())
     }
 
+    /// Tells a deputy why its process is not started.
+    fn refuse(&self, mut channel: CallChannel, error: StartError) -> StartError {
+        let message = format!("{}: {}; use another node, or wait", self.name, crate::chain(&error));
+        if let Err(error) = channel.post(&Op::Refuse { status: CANNOT, message }) {
+            tracing::debug!(%error, "call connection");
+        }
+        error
+    }
+
     fn make_process(
         self: &Arc<Self>,
         attach: &Attach,
         control: UnixStream,
     ) -> Result<(Arc<Process>, Arc<AddressSpace>), StartError> {
         let layout = Layout::new(0, None);
-        let space = AddressSpace::new(self.machine.clone(), layout, u64::MAX).map_err(StartError::Refused)?;
+        let group = Group::new(self.machine.clone(), attach.memory_limit, attach.max_threads);
+        let group = group.ok_or(StartError::Refused(nix::errno::Errno::EAGAIN))?;
+        let space = AddressSpace::new(self.machine.clone(), layout, u64::MAX, group.account());
+        let space = space.map_err(StartError::Refused)?;
         let identity = Identity {
             name: Vec::new(),
             argv: attach.argv.clone(),
@@ -97,6 +119,7 @@ impl Kernel {
             Arc::new(control),
             Descriptors::default(),
             attach.trace,
+            group,
         );
         process.report.store(attach.report, Ordering::Relaxed);
         self.enter(&process).map_err(StartError::Refused)?;

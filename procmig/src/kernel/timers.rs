@@ -4,8 +4,7 @@ use super::process::Process;
 use super::thread::Thread;
 use super::{Kernel, lock};
 use crate::signal::info;
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -62,14 +61,16 @@ pub struct Timer {
     pub interval: u64,
     /// Expirations since the last signal was queued, less one.
     pub overrun: i32,
-    /// Arming changes it, so that an old entry of the queue does nothing.
+    /// Arming changes it, so that an expiration that is under way then does nothing.
     generation: u64,
+    /// Where it is in the queue.
+    due: Option<Instant>,
 }
 
 impl Timer {
     /// A timer that is not armed.
     pub fn new(counts: Counts, clock: libc::clockid_t, notice: Notice) -> Self {
-        Self { counts, clock, notice, deadline: None, interval: 0, overrun: 0, generation: 0 }
+        Self { counts, clock, notice, deadline: None, interval: 0, overrun: 0, generation: 0, due: None }
     }
 }
 
@@ -97,9 +98,10 @@ impl ProcessTimers {
         self.timers.get(&id)
     }
 
-    /// Makes a POSIX timer; `None` if there are too many.
-    pub fn create(&mut self, timer: Timer) -> Option<i32> {
-        if self.timers.len() >= MAX_TIMERS {
+    /// Makes a POSIX timer; `None` if there are `limit` or too many.
+    pub fn create(&mut self, timer: Timer, limit: u64) -> Option<i32> {
+        let made = self.timers.keys().filter(|&&id| id >= 0).count();
+        if made >= MAX_TIMERS || made as u64 >= limit {
             return None;
         }
         while self.timers.contains_key(&self.next) {
@@ -122,18 +124,9 @@ impl ProcessTimers {
             *value = id as u64;
         }
     }
-
-    /// Deletes a timer; `false` if there is none.
-    pub fn delete(&mut self, id: i32) -> bool {
-        self.timers.remove(&id).is_some()
-    }
-
-    /// Deletes the POSIX timers (`exec`).
-    pub fn delete_posix(&mut self) {
-        self.timers.retain(|&id, _| id < 0);
-    }
 }
 
+/// An entry of the queue, of which an armed timer has one.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Due {
     at: Instant,
@@ -144,7 +137,7 @@ struct Due {
 
 /// The queue of a node's deadlines.
 pub struct Timers {
-    queue: Mutex<BinaryHeap<Reverse<Due>>>,
+    queue: Mutex<BTreeSet<Due>>,
     changed: Condvar,
 }
 
@@ -185,16 +178,16 @@ impl Timers {
     fn turn(&self, kernel: &Kernel) {
         let mut queue = lock(&self.queue);
         let now = Instant::now();
-        match queue.peek() {
-            Some(Reverse(due)) if due.at <= now => {
-                let Reverse(due) = queue.pop().expect("just seen");
+        match queue.first() {
+            Some(due) if due.at <= now => {
+                let due = queue.pop_first().expect("just seen");
                 drop(queue);
                 if let Some(process) = kernel.process(due.pid) {
                     self.expire(&process, &due);
                 }
             }
             first => {
-                let wait = first.map_or(Duration::from_secs(3600), |Reverse(due)| due.at - now);
+                let wait = first.map_or(Duration::from_secs(3600), |due| due.at - now);
                 drop(self.changed.wait_timeout(queue, wait));
             }
         }
@@ -206,11 +199,12 @@ impl Timers {
             let Some(timer) = timers.timers.get_mut(&due.id).filter(|timer| timer.generation == due.generation) else {
                 return;
             };
+            timer.due = None;
             let Some(deadline) = timer.deadline else { return };
             let now = count(process, timer.counts);
             if now < deadline {
                 // CPU time passes slower than time.
-                self.push(process.pid, due.id, due.generation, deadline - now, timer.counts);
+                timer.due = Some(self.push(process.pid, due.id, due.generation, deadline - now, timer.counts));
                 return;
             }
             let mut missed = 0;
@@ -219,7 +213,7 @@ impl Timers {
                 missed = periods.min(i32::MAX as u64) as i32;
                 let next = deadline + (missed as u64 + 1) * timer.interval;
                 timer.deadline = Some(next);
-                self.push(process.pid, due.id, due.generation, next - now, timer.counts);
+                timer.due = Some(self.push(process.pid, due.id, due.generation, next - now, timer.counts));
             }
             timer.overrun = missed;
             (timer.notice.clone(), missed)
@@ -229,23 +223,35 @@ impl Timers {
         };
         match notice {
             Notice::None => {}
-            Notice::Process { signal, value } => process.post(make(signal, value)),
+            Notice::Process { signal, value } => {
+                process.post(make(signal, value));
+            }
             Notice::Thread { signal, value, tid } => match process.thread(tid) {
-                Some(thread) => process.post_to(&thread, make(signal, value)),
+                Some(thread) => {
+                    process.post_to(&thread, make(signal, value));
+                }
                 None => tracing::debug!(tid, "a timer's thread has ended"),
             },
         }
     }
 
-    fn push(&self, pid: i32, id: i32, generation: u64, wait: u64, counts: Counts) {
+    fn push(&self, pid: i32, id: i32, generation: u64, wait: u64, counts: Counts) -> Instant {
         let wait = if counts == Counts::Cpu { wait.max(TICK) } else { wait };
         let at = Instant::now() + Duration::from_nanos(wait);
         let mut queue = lock(&self.queue);
-        let first = queue.peek().is_none_or(|Reverse(due)| at < due.at);
-        queue.push(Reverse(Due { at, pid, id, generation }));
+        let first = queue.first().is_none_or(|due| at < due.at);
+        queue.insert(Due { at, pid, id, generation });
         drop(queue);
         if first {
             self.changed.notify_one();
+        }
+        at
+    }
+
+    /// Takes a timer out of the queue, so that arming timers again and again does not fill it.
+    fn take_out(&self, pid: i32, id: i32, timer: &Timer) {
+        if let Some(at) = timer.due {
+            lock(&self.queue).remove(&Due { at, pid, id, generation: timer.generation });
         }
     }
 
@@ -258,12 +264,14 @@ impl Timers {
         let timer = timers.timers.get_mut(&id)?;
         let now = count(process, timer.counts);
         let old = left(timer, now);
+        self.take_out(process.pid, id, timer);
         timer.generation = generation;
+        timer.due = None;
         timer.interval = interval;
         timer.overrun = 0;
         timer.deadline = (value != 0).then(|| if absolute { value } else { now.saturating_add(value) });
         if let Some(deadline) = timer.deadline {
-            self.push(process.pid, id, generation, deadline.saturating_sub(now), timer.counts);
+            timer.due = Some(self.push(process.pid, id, generation, deadline.saturating_sub(now), timer.counts));
         }
         Some(old)
     }
@@ -275,9 +283,28 @@ impl Timers {
         Some(left(timer, count(process, timer.counts)))
     }
 
+    /// Deletes a timer; `false` if there is none.
+    pub fn delete(&self, process: &Process, id: i32) -> bool {
+        let removed = lock(&process.timers).timers.remove(&id);
+        removed.inspect(|timer| self.take_out(process.pid, id, timer)).is_some()
+    }
+
+    /// Deletes the POSIX timers (`exec`).
+    pub fn delete_posix(&self, process: &Process) {
+        lock(&process.timers).timers.retain(|&id, timer| {
+            let stays = id < 0;
+            if !stays {
+                self.take_out(process.pid, id, timer);
+            }
+            stays
+        });
+    }
+
     /// The process has ended.
     pub fn forget(&self, process: &Process) {
-        *lock(&process.timers) = ProcessTimers::default();
+        for (id, timer) in std::mem::take(&mut *lock(&process.timers)).timers {
+            self.take_out(process.pid, id, &timer);
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use crate::usermem::UserMemory;
 use nix::errno::Errno;
 use std::cell::RefCell;
 use vmm::addr::{GuestPhysAddr, GuestVirtAddr, PAGE_SIZE};
+use vmm::frames::AtLimit;
 use vmm::paging::{PRESENT, WRITE};
 use vmm::ram::GuestRam;
 use vmm::shim_layout::USER_END;
@@ -57,7 +58,9 @@ impl<'a> ProcessMemory<'a> {
                 return Ok(leaf.frame(at.raw()).address() + at.page_offset());
             }
             let mut cpu = self.cpu.borrow_mut();
-            self.space.fault_locked(inner, at.raw(), access, &mut cpu).map_err(|error| match error {
+            // A call is not broken off half done for its program's limit; that is looked at after it.
+            let done = self.space.fault_locked(inner, at.raw(), access, AtLimit::Pass, &mut cpu);
+            done.map_err(|error| match error {
                 FaultError::OutOfMemory => Errno::ENOMEM,
                 _ => Errno::EFAULT,
             })?;

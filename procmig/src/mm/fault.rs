@@ -4,8 +4,7 @@ use super::object::ObjectError;
 use super::regions::{Backing, Protection, Region, RegionFlags};
 use super::space::{AddressSpace, Inner, entry};
 use vmm::addr::{LARGE_PAGE_SIZE, PAGE_SIZE};
-use vmm::frames::{FRAMES_PER_BLOCK, OutOfFrames};
-use vmm::machine::Machine;
+use vmm::frames::{AtLimit, FRAMES_PER_BLOCK, Shortage};
 use vmm::paging::{self, LARGE, PRESENT, WRITE};
 use vmm::table_frames::TableError;
 use vmm::tables::Leaf;
@@ -37,11 +36,17 @@ pub enum FaultError {
     /// The node's memory is used up.
     #[error("the node's memory is used up")]
     OutOfMemory,
+    /// The program has all the memory that it may have.
+    #[error("the program has all the memory that it may have")]
+    OverLimit,
 }
 
-impl From<OutOfFrames> for FaultError {
-    fn from(_: OutOfFrames) -> Self {
-        Self::OutOfMemory
+impl From<Shortage> for FaultError {
+    fn from(shortage: Shortage) -> Self {
+        match shortage {
+            Shortage::Node(_) => Self::OutOfMemory,
+            Shortage::Account => Self::OverLimit,
+        }
     }
 }
 
@@ -55,7 +60,7 @@ impl From<TableError> for FaultError {
 impl From<ObjectError> for FaultError {
     fn from(error: ObjectError) -> Self {
         match error {
-            ObjectError::OutOfFrames(_) => Self::OutOfMemory,
+            ObjectError::Shortage(shortage) => shortage.into(),
             ObjectError::BeyondEnd | ObjectError::Io(_) => Self::NoPage,
         }
     }
@@ -92,7 +97,7 @@ impl AddressSpace {
         if self.machine.frames().free() < RESERVED_FRAMES {
             return Err(FaultError::OutOfMemory);
         }
-        self.fault_locked(&mut self.lock(), address, access, cpu)
+        self.fault_locked(&mut self.lock(), address, access, AtLimit::Refuse, cpu)
     }
 
     pub(super) fn fault_locked(
@@ -100,6 +105,7 @@ impl AddressSpace {
         inner: &mut Inner,
         address: u64,
         access: Access,
+        at_limit: AtLimit,
         cpu: &mut UserCpu,
     ) -> Result<(), FaultError> {
         let region = inner.regions.at(address).ok_or(FaultError::Unmapped)?.clone();
@@ -113,14 +119,14 @@ impl AddressSpace {
         }
         let page = address & !(PAGE_SIZE - 1);
         match inner.tables.lookup(page) {
-            None => self.populate(inner, &region, page, access),
+            None => self.populate(inner, &region, page, access, at_limit),
             Some(leaf) => {
                 if leaf.entry & PRESENT != 0 && (access != Access::Write || leaf.entry & WRITE != 0) {
                     // Another thread was first, or the translation was only stale.
                     return Ok(());
                 }
                 if access == Access::Write && !region.is_shared() {
-                    self.break_sharing(inner, &region, page, leaf, cpu)
+                    self.break_sharing(inner, &region, page, leaf, at_limit, cpu)
                 } else {
                     let write = access == Access::Write || leaf.entry & WRITE != 0;
                     let frame = paging::frame(leaf.entry);
@@ -139,6 +145,7 @@ impl AddressSpace {
         region: &Region,
         page: u64,
         leaf: Leaf,
+        at_limit: AtLimit,
         cpu: &mut UserCpu,
     ) -> Result<(), FaultError> {
         let frames = self.machine.frames();
@@ -150,7 +157,7 @@ impl AddressSpace {
         // A large page is split, but its neighbours are left.
         let (start, end) = if leaf.large { (page, page + PAGE_SIZE) } else { inner.copy_window(region, page) };
         let mut copied = Vec::new();
-        let mut missing = false;
+        let mut missing = None;
         let result = self.try_change(inner, start, end, cpu, &mut |at, old, large| {
             if large || old & PRESENT == 0 || old & WRITE != 0 {
                 return old;
@@ -163,14 +170,16 @@ impl AddressSpace {
             if at != page && !self.has_plenty() {
                 return old;
             }
-            match frames.allocate_to_overwrite() {
+            match frames.allocate_to_overwrite_for(self.account, at_limit) {
                 Ok(copy) => {
                     self.machine.ram().copy_frame(frame, copy);
                     copied.push((at, frame, copy));
                     entry(copy, region.protection, true)
                 }
-                Err(_) => {
-                    missing |= at == page;
+                Err(shortage) => {
+                    if at == page {
+                        missing = Some(shortage);
+                    }
                     old
                 }
             }
@@ -186,19 +195,26 @@ impl AddressSpace {
             .collect();
         frames.release_all(&unused);
         done?;
-        if missing { Err(FaultError::OutOfMemory) } else { Ok(()) }
+        missing.map_or(Ok(()), |shortage| Err(shortage.into()))
     }
 
     /// Whether frames may be taken for what is only likely to be touched.
     fn has_plenty(&self) -> bool {
         let frames = self.machine.frames();
-        frames.free() > frames.total() / 16
+        frames.free() > frames.total() / 16 && frames.has_plenty(self.account, 0)
     }
 
     /// Nothing is mapped at `page` yet: maps it, and what is likely to be touched next.
-    fn populate(&self, inner: &mut Inner, region: &Region, page: u64, access: Access) -> Result<(), FaultError> {
+    fn populate(
+        &self,
+        inner: &mut Inner,
+        region: &Region,
+        page: u64,
+        access: Access,
+        at_limit: AtLimit,
+    ) -> Result<(), FaultError> {
         match &region.backing {
-            Backing::Anonymous => self.populate_anonymous(inner, region, page),
+            Backing::Anonymous => self.populate_anonymous(inner, region, page, at_limit),
             Backing::Object { object, .. } => {
                 let walking = page >= region.start + PAGE_SIZE && inner.tables.lookup(page - PAGE_SIZE).is_some();
                 let window = if walking { WALKING_FILE_WINDOW } else { FILE_WINDOW } * PAGE_SIZE;
@@ -206,7 +222,7 @@ impl AddressSpace {
                 let end = ((page & !(window - 1)).saturating_add(window)).min(region.end);
                 let needed = region.object_page(page);
                 let first = region.object_page(start);
-                let pages = object.get(first..first + (end - start) / PAGE_SIZE, needed)?;
+                let pages = object.get(first..first + (end - start) / PAGE_SIZE, needed, at_limit)?;
                 let write = if is_data(region) && self.has_plenty() {
                     Written::All
                 } else if access == Access::Write {
@@ -214,18 +230,24 @@ impl AddressSpace {
                 } else {
                     Written::None
                 };
-                inner.map_object_pages(&self.machine, region, &pages, write)
+                self.map_object_pages(inner, region, &pages, write, at_limit)
             }
         }
     }
 
-    fn populate_anonymous(&self, inner: &mut Inner, region: &Region, page: u64) -> Result<(), FaultError> {
+    fn populate_anonymous(
+        &self,
+        inner: &mut Inner,
+        region: &Region,
+        page: u64,
+        at_limit: AtLimit,
+    ) -> Result<(), FaultError> {
         let frames = self.machine.frames();
         let block = page & !(LARGE_PAGE_SIZE - 1);
         let whole = region.start <= block && block + LARGE_PAGE_SIZE <= region.end;
         if whole
             && !region.flags.contains(RegionFlags::STACK)
-            && let Some(first) = frames.allocate_block()
+            && let Some(first) = frames.allocate_block_for(self.account)
         {
             if inner.tables.fill_large(block, entry(first, region.protection, true) | LARGE)? {
                 return Ok(());
@@ -240,13 +262,13 @@ impl AddressSpace {
         let mut entries = vec![0; ((end - start) / PAGE_SIZE) as usize];
         let index = |at: u64| ((at - start) / PAGE_SIZE) as usize;
         // The page itself must be had; the others are taken only while plenty is left.
-        entries[index(page)] = entry(frames.allocate()?, region.protection, true);
+        entries[index(page)] = entry(frames.allocate_for(self.account, at_limit)?, region.protection, true);
         if self.has_plenty() {
             for at in (start..end).step_by(PAGE_SIZE as usize).filter(|&at| at != page) {
                 if inner.tables.lookup(at).is_some() {
                     continue;
                 }
-                let Ok(frame) = frames.allocate() else { break };
+                let Ok(frame) = frames.allocate_for(self.account, AtLimit::Refuse) else { break };
                 entries[index(at)] = entry(frame, region.protection, true);
             }
         }
@@ -298,17 +320,20 @@ impl Inner {
         let start = page & !(window - 1);
         (start.max(region.start), start.saturating_add(window).min(region.end))
     }
+}
 
+impl AddressSpace {
     /// Maps pages of an area's object, of which the caller has given a user to each; private ones
     /// that are written are copied.
     fn map_object_pages(
-        &mut self,
-        machine: &Machine,
+        &self,
+        inner: &mut Inner,
         region: &Region,
         pages: &[(u64, vmm::addr::Frame)],
         written: Written,
+        at_limit: AtLimit,
     ) -> Result<(), FaultError> {
-        let frames = machine.frames();
+        let frames = self.machine.frames();
         let mut result = Ok(());
         let base = region.object_page(region.start);
         for &(page, frame) in pages {
@@ -317,9 +342,9 @@ impl Inner {
             let new = if region.is_shared() {
                 Some((frame, write))
             } else if write {
-                match frames.allocate_to_overwrite() {
+                match frames.allocate_to_overwrite_for(self.account, at_limit) {
                     Ok(copy) => {
-                        machine.ram().copy_frame(frame, copy);
+                        self.machine.ram().copy_frame(frame, copy);
                         frames.release(frame);
                         Some((copy, true))
                     }
@@ -335,7 +360,7 @@ impl Inner {
                 frames.release(frame);
                 continue;
             };
-            match self.tables.fill(at, &[entry(frame, region.protection, write)]) {
+            match inner.tables.fill(at, &[entry(frame, region.protection, write)]) {
                 Ok(written) if written[0] => {}
                 Ok(_) => frames.release(frame),
                 Err(error) => {
@@ -348,14 +373,14 @@ impl Inner {
     }
 
     /// Maps the pages of a new area that its object has already.
-    pub(super) fn map_known_pages(&mut self, machine: &Machine, region: &Region) {
+    pub(super) fn map_known_pages(&self, inner: &mut Inner, region: &Region) {
         let Backing::Object { object, .. } = &region.backing else { return };
         if region.protection.is_empty() || is_data(region) {
             return;
         }
         let first = region.object_page(region.start);
         let pages = object.cached(first..first + region.length() / PAGE_SIZE, MAX_KNOWN);
-        if let Err(error) = self.map_object_pages(machine, region, &pages, Written::None) {
+        if let Err(error) = self.map_object_pages(inner, region, &pages, Written::None, AtLimit::Refuse) {
             tracing::debug!(%error, "known pages are left for later");
         }
     }

@@ -7,7 +7,9 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard};
+use vmm::accounts::Account;
 use vmm::addr::{Frame, PAGE_SIZE};
+use vmm::frames::{AtLimit, Shortage};
 use vmm::machine::Machine;
 
 /// Why a page of an object cannot be had.
@@ -21,7 +23,7 @@ pub enum ObjectError {
     Io(#[from] io::Error),
     /// No frame is left.
     #[error(transparent)]
-    OutOfFrames(#[from] vmm::frames::OutOfFrames),
+    Shortage(#[from] Shortage),
 }
 
 /// Where the bytes of an object come from.
@@ -51,6 +53,8 @@ pub struct PageObject {
     machine: Handle,
     source: Source,
     pages: Mutex<BTreeMap<u64, Frame>>,
+    /// To which its frames are charged: those of files, which can be had again, are nobody's.
+    account: Account,
 }
 
 /// A machine, which has no useful debugging output.
@@ -63,9 +67,14 @@ impl std::fmt::Debug for Handle {
 }
 
 impl PageObject {
-    /// An object without pages.
+    /// An object without pages, whose frames are nobody's.
     pub fn new(machine: Arc<Machine>, source: Source) -> Self {
-        Self { machine: Handle(machine), source, pages: Mutex::default() }
+        Self::charged(machine, source, Account::default())
+    }
+
+    /// An object without pages, whose frames are charged to an account.
+    pub fn charged(machine: Arc<Machine>, source: Source, account: Account) -> Self {
+        Self { machine: Handle(machine), source, pages: Mutex::default(), account }
     }
 
     fn pages(&self) -> MutexGuard<'_, BTreeMap<u64, Frame>> {
@@ -106,7 +115,7 @@ impl PageObject {
     ///
     /// # Errors
     /// If page `needed` cannot be had.
-    pub fn get(&self, wanted: Range<u64>, needed: u64) -> Result<Vec<(u64, Frame)>, ObjectError> {
+    pub fn get(&self, wanted: Range<u64>, needed: u64, at_limit: AtLimit) -> Result<Vec<(u64, Frame)>, ObjectError> {
         let machine = &self.machine.0;
         let mut wanted = wanted;
         if let Some(size) = self.size()? {
@@ -124,7 +133,7 @@ impl PageObject {
         let mut i = 0;
         while i < missing.len() {
             let run = missing[i..].iter().zip(missing[i]..).take_while(|(page, expected)| *page == expected).count();
-            match self.read(missing[i], run) {
+            match self.read(missing[i], run, at_limit) {
                 Ok(frames) => pages.extend((missing[i]..).zip(frames)),
                 Err(error) if (missing[i]..missing[i] + run as u64).contains(&needed) => return Err(error),
                 Err(_) => {}
@@ -147,12 +156,12 @@ impl PageObject {
         found
     }
 
-    fn read(&self, first: u64, count: usize) -> Result<Vec<Frame>, ObjectError> {
+    fn read(&self, first: u64, count: usize, at_limit: AtLimit) -> Result<Vec<Frame>, ObjectError> {
         let machine = &self.machine.0;
         let mut frames = Vec::with_capacity(count);
         let result = (|| {
             for _ in 0..count {
-                frames.push(machine.frames().allocate()?);
+                frames.push(machine.frames().allocate_for(self.account, at_limit)?);
             }
             if let Source::File { file, .. } | Source::WritableFile { file, .. } = &self.source {
                 let mut buffer = vec![0; count * PAGE_SIZE as usize];

@@ -47,11 +47,14 @@ impl AddressSpace {
             if !region.is_shared() || !place.may_move {
                 return Err(Errno::EINVAL);
             }
+            inner.check_count(3)?;
             return self.duplicate(&mut inner, &region, address, new_length, place, cpu);
         }
         if old_end > region.end {
             return Err(Errno::EFAULT);
         }
+        // Both ends of the old range, and the new one.
+        inner.check_count(3)?;
         if let Some(target) = place.fixed {
             let end = target.checked_add(new_length).filter(|&end| end <= USER_END).ok_or(Errno::EINVAL)?;
             if !target.is_multiple_of(PAGE_SIZE) || target < USER_START || (target < old_end && address < end) {

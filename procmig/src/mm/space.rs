@@ -7,6 +7,7 @@ use super::regions::{Backing, Protection, Region, RegionFlags, Regions};
 use nix::errno::Errno;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use vmm::accounts::Account;
 use vmm::addr::{Frame, GuestPhysAddr, LARGE_PAGE_SIZE, PAGE_SIZE};
 use vmm::entry::Paging;
 use vmm::frames::FRAMES_PER_BLOCK;
@@ -71,6 +72,8 @@ pub struct AddressSpace {
     id: u64,
     pub(super) machine: Arc<Machine>,
     pub(super) inner: Mutex<Inner>,
+    /// To which its frames are charged.
+    pub(super) account: Account,
 }
 
 /// What the lock protects.
@@ -117,21 +120,23 @@ pub(super) fn entry(frame: Frame, protection: Protection, write: bool) -> u64 {
 }
 
 impl AddressSpace {
-    /// An address space with nothing in it. `limit` is `RLIMIT_AS` in bytes.
+    /// An address space with nothing in it, whose frames are charged to `account`. `limit` is
+    /// `RLIMIT_AS` in bytes.
     ///
     /// # Errors
     /// `ENOMEM`.
-    pub fn new(machine: Arc<Machine>, layout: Layout, limit: u64) -> Result<Arc<Self>, Errno> {
+    pub fn new(machine: Arc<Machine>, layout: Layout, limit: u64, account: Account) -> Result<Arc<Self>, Errno> {
         let tables = PageTables::new(machine.clone()).map_err(|error| table_errno(&error))?;
         Ok(Self::with(
             machine,
+            account,
             Inner { regions: Regions::default(), tables, layout, limit, heap_start: 0, heap_end: 0, gates: Vec::new() },
         ))
     }
 
-    fn with(machine: Arc<Machine>, inner: Inner) -> Arc<Self> {
+    fn with(machine: Arc<Machine>, account: Account, inner: Inner) -> Arc<Self> {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { id, machine, inner: Mutex::new(inner) })
+        Arc::new(Self { id, machine, inner: Mutex::new(inner), account })
     }
 
     /// Names the address space in futex keys.
@@ -211,7 +216,7 @@ impl AddressSpace {
         }
         let length = page_ceil(request.length).filter(|&length| length <= USER_END).ok_or(Errno::ENOMEM)?;
         let mut inner = self.lock();
-        inner.check_limits(&self.machine, &request, length)?;
+        self.check_limits(&inner, &request, length)?;
         let start = if request.fixed {
             if !request.address.is_multiple_of(PAGE_SIZE) {
                 return Err(Errno::EINVAL);
@@ -227,6 +232,7 @@ impl AddressSpace {
                 if request.keep {
                     return Err(Errno::EEXIST);
                 }
+                inner.check_cuts(request.address, end)?;
                 self.unmap_locked(&mut inner, request.address, end, cpu)?;
             }
             request.address
@@ -241,7 +247,7 @@ impl AddressSpace {
             backing: request.backing,
             name: request.name,
         };
-        inner.map_known_pages(&self.machine, &region);
+        self.map_known_pages(&mut inner, &region);
         inner.regions.insert(region);
         Ok(start)
     }
@@ -252,7 +258,9 @@ impl AddressSpace {
     /// As `munmap(2)`.
     pub fn unmap(&self, address: u64, length: u64, cpu: &mut UserCpu) -> Result<(), Errno> {
         let end = range(address, length)?;
-        self.unmap_locked(&mut self.lock(), address, end, cpu)
+        let mut inner = self.lock();
+        inner.check_cuts(address, end)?;
+        self.unmap_locked(&mut inner, address, end, cpu)
     }
 
     pub(super) fn unmap_locked(&self, inner: &mut Inner, start: u64, end: u64, cpu: &mut UserCpu) -> Result<(), Errno> {
@@ -346,6 +354,7 @@ impl AddressSpace {
         if inner.regions.overlapping(address, end).all(|region| region.protection == protection) {
             return result;
         }
+        inner.check_cuts(address, end)?;
         self.write_back(&inner, address, end);
         // A page that may be shared becomes writable only when a write is seen.
         let machine = self.machine.clone();
@@ -378,7 +387,7 @@ impl AddressSpace {
             request.flags = RegionFlags::HEAP;
             request.name = "[heap]".into();
             let free = inner.regions.overlapping(old_page, new_page + PAGE_SIZE).next().is_none();
-            if !free || inner.check_limits(&self.machine, &request, new_page - old_page).is_err() {
+            if !free || self.check_limits(&inner, &request, new_page - old_page).is_err() {
                 return old;
             }
             let MapRequest { protection, flags, backing, name, .. } = request;
@@ -421,6 +430,10 @@ impl AddressSpace {
         if !inner.regions.covers(address, end) {
             return Err(Errno::ENOMEM);
         }
+        if inner.regions.overlapping(address, end).all(|region| region.flags == region.flags.difference(clear) | set) {
+            return Ok(());
+        }
+        inner.check_cuts(address, end)?;
         inner.regions.modify(address, end, |region| region.flags = region.flags.difference(clear) | set);
         Ok(())
     }
@@ -519,6 +532,7 @@ impl AddressSpace {
         }
         Ok(Self::with(
             machine.clone(),
+            self.account,
             Inner {
                 regions,
                 tables: child_tables,
@@ -529,6 +543,23 @@ impl AddressSpace {
                 gates: Vec::new(),
             },
         ))
+    }
+
+    fn check_limits(&self, inner: &Inner, request: &MapRequest, length: u64) -> Result<(), Errno> {
+        inner.check_count(1)?;
+        if inner.regions.total().saturating_add(length) > inner.limit {
+            return Err(Errno::ENOMEM);
+        }
+        // As Linux's heuristic: what can never fit is refused at once, the rest when it is touched.
+        let charged = request.protection.contains(Protection::WRITE)
+            && !request.no_reserve
+            && matches!(request.backing, Backing::Anonymous);
+        let frames = self.machine.frames();
+        let most = frames.total().min(frames.account_state(self.account).1);
+        if charged && length > u64::from(most) * PAGE_SIZE {
+            return Err(Errno::ENOMEM);
+        }
+        Ok(())
     }
 }
 
@@ -562,18 +593,15 @@ impl Inner {
         }
     }
 
-    fn check_limits(&self, machine: &Machine, request: &MapRequest, length: u64) -> Result<(), Errno> {
-        if self.regions.len() >= MAX_REGIONS || self.regions.total().saturating_add(length) > self.limit {
-            return Err(Errno::ENOMEM);
-        }
-        // As Linux's heuristic: what can never fit is refused at once, the rest when it is touched.
-        let charged = request.protection.contains(Protection::WRITE)
-            && !request.no_reserve
-            && matches!(request.backing, Backing::Anonymous);
-        if charged && length > u64::from(machine.frames().total()) * PAGE_SIZE {
-            return Err(Errno::ENOMEM);
-        }
-        Ok(())
+    /// Whether so many areas more are too many.
+    pub(super) fn check_count(&self, more: usize) -> Result<(), Errno> {
+        if self.regions.len() + more > MAX_REGIONS { Err(Errno::ENOMEM) } else { Ok(()) }
+    }
+
+    /// Whether cutting areas at the edges of a range makes too many of them.
+    pub(super) fn check_cuts(&self, start: u64, end: u64) -> Result<(), Errno> {
+        let is_cut = |at: u64| self.regions.at(at).is_some_and(|region| region.start < at);
+        self.check_count(usize::from(is_cut(start)) + usize::from(is_cut(end)))
     }
 
     pub(super) fn place(&self, hint: u64, length: u64, low: bool) -> Option<u64> {
@@ -620,6 +648,6 @@ pub(super) fn range(address: u64, length: u64) -> Result<u64, Errno> {
 }
 
 /// Shared memory that is not a file's.
-pub fn shared_memory(machine: Arc<Machine>) -> Arc<PageObject> {
-    Arc::new(PageObject::new(machine, super::object::Source::Zeros))
+pub fn shared_memory(machine: Arc<Machine>, account: Account) -> Arc<PageObject> {
+    Arc::new(PageObject::charged(machine, super::object::Source::Zeros, account))
 }

@@ -59,6 +59,10 @@ pub struct Attach {
     pub trace: bool,
     /// Send [`Op::Report`](super::op::Op::Report) when the process ends.
     pub report: bool,
+    /// Most bytes of memory of the process and all that it starts.
+    pub memory_limit: Option<u64>,
+    /// Most threads of the process and all that it starts.
+    pub max_threads: Option<u32>,
 }
 
 /// User and group IDs of a process.

@@ -79,6 +79,8 @@ pub fn attach() -> Attach {
         limits: Vec::new(),
         trace: false,
         report: false,
+        memory_limit: None,
+        max_threads: None,
     }
 }
 

@@ -67,7 +67,10 @@ pub fn mmap(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Call
     request.flags.set(RegionFlags::STACK, flags & (MAP_STACK | MAP_GROWSDOWN) != 0);
     if flags & MAP_ANONYMOUS != 0 {
         if shared {
-            request.backing = Backing::Object { object: shared_memory(guest.kernel().machine.clone()), offset: 0 };
+            request.backing = Backing::Object {
+                object: shared_memory(guest.kernel().machine.clone(), guest.process.group.account()),
+                offset: 0,
+            };
             request.name = "/dev/zero (deleted)".into();
         }
     } else {
@@ -172,12 +175,19 @@ pub fn madvise(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> C
     }
     let space = guest.space.clone();
     let none = RegionFlags::empty();
+    let advise = |set, clear| {
+        space.check_mapped(address, length)?;
+        // As Linux: too many areas are a lack that may pass.
+        space
+            .flag(address, length, set, clear)
+            .map_err(|errno| if errno == Errno::ENOMEM { Errno::EAGAIN } else { errno })
+    };
     match advice as i32 {
         libc::MADV_DONTNEED => space.forget(address, length, cpu)?,
-        libc::MADV_DONTFORK => space.flag(address, length, RegionFlags::DONT_FORK, none)?,
-        libc::MADV_DOFORK => space.flag(address, length, none, RegionFlags::DONT_FORK)?,
-        libc::MADV_WIPEONFORK => space.flag(address, length, RegionFlags::WIPE_ON_FORK, none)?,
-        libc::MADV_KEEPONFORK => space.flag(address, length, none, RegionFlags::WIPE_ON_FORK)?,
+        libc::MADV_DONTFORK => advise(RegionFlags::DONT_FORK, none)?,
+        libc::MADV_DOFORK => advise(none, RegionFlags::DONT_FORK)?,
+        libc::MADV_WIPEONFORK => advise(RegionFlags::WIPE_ON_FORK, none)?,
+        libc::MADV_KEEPONFORK => advise(none, RegionFlags::WIPE_ON_FORK)?,
         libc::MADV_POPULATE_READ | libc::MADV_POPULATE_WRITE => {
             space.check_mapped(address, length)?;
             let access = if advice as i32 == libc::MADV_POPULATE_WRITE {

@@ -3,6 +3,7 @@
 use super::{CallResult, Outcome};
 use crate::channel::CallChannel;
 use crate::kernel::deliver::RestartKind;
+use crate::kernel::group::Permit;
 use crate::kernel::guest::{GuestThread, Start, failure};
 use crate::kernel::lock;
 use crate::kernel::pool::Worker;
@@ -127,14 +128,22 @@ fn create(guest: &mut GuestThread, cpu: &mut UserCpu, request: Request) -> Outco
         // As Linux: what waits is seen to before anything is made.
         return Outcome::Restart(RestartKind::Always);
     }
-    let result =
-        if flags & CLONE_THREAD != 0 { new_thread(guest, cpu, request) } else { new_process(guest, cpu, request) };
+    // Every way to fail gives it back.
+    let Some(permit) = guest.process.group.admit() else { return Outcome::Return(failure(Errno::EAGAIN)) };
+    let result = if flags & CLONE_THREAD != 0 {
+        new_thread(guest, cpu, request, permit)
+    } else {
+        new_process(guest, cpu, request, permit)
+    };
     result.into()
 }
 
 fn worker(guest: &GuestThread) -> Result<Worker, Errno> {
     guest.kernel().pool.acquire().map_err(|error| {
-        tracing::warn!(error = %crate::chain(&error), "no vCPU for a guest thread");
+        // Once, since a guest may go on trying.
+        if guest.kernel().first_refusal(b"", libc::SYS_clone as u32) {
+            tracing::warn!(error = %crate::chain(&error), "no vCPU for a guest thread");
+        }
         Errno::EAGAIN
     })
 }
@@ -160,7 +169,7 @@ fn stream(descriptor: OwnedFd) -> UnixStream {
     UnixStream::from(descriptor)
 }
 
-fn new_thread(guest: &mut GuestThread, cpu: &mut UserCpu, request: Request) -> CallResult {
+fn new_thread(guest: &mut GuestThread, cpu: &mut UserCpu, request: Request, permit: Permit) -> CallResult {
     let start = start(cpu, request)?;
     let worker = worker(guest)?;
     let reply = guest.op(&Op::NewThread);
@@ -179,7 +188,7 @@ fn new_thread(guest: &mut GuestThread, cpu: &mut UserCpu, request: Request) -> C
     };
     let mask = lock(&guest.thread.signals).mask;
     let signals = ThreadSignals { mask, ..ThreadSignals::default() };
-    let entered = GuestThread::enter(&guest.process, tid, signals, &worker, channel, guest.space.clone());
+    let entered = GuestThread::enter(&guest.process, tid, signals, &worker, channel, guest.space.clone(), permit);
     let Some(child) = entered else {
         guest.kernel().pool.release(worker);
         return Err(Errno::EAGAIN);
@@ -200,10 +209,10 @@ fn write_parent_tid(guest: &GuestThread, cpu: &mut UserCpu, request: Request, ti
     }
 }
 
-fn new_process(guest: &mut GuestThread, cpu: &mut UserCpu, request: Request) -> CallResult {
+fn new_process(guest: &mut GuestThread, cpu: &mut UserCpu, request: Request, permit: Permit) -> CallResult {
     let start = start(cpu, request)?;
     let worker = worker(guest)?;
-    let made = fork_process(guest, cpu, request, &worker);
+    let made = fork_process(guest, cpu, request, &worker, permit);
     let (child, thread) = match made {
         Ok(made) => made,
         Err(errno) => {
@@ -242,6 +251,7 @@ fn fork_process(
     cpu: &mut UserCpu,
     request: Request,
     worker: &Worker,
+    permit: Permit,
 ) -> Result<(Arc<Process>, GuestThread), Errno> {
     let shares_memory = request.flags & CLONE_VM != 0;
     let space = if shares_memory { guest.space.clone() } else { guest.space.fork(cpu)? };
@@ -278,6 +288,7 @@ fn fork_process(
         Arc::new(stream(control)),
         parent.descriptors.inherit(ticket),
         parent.trace,
+        parent.group.clone(),
     );
     guest.kernel().enter(&child)?;
     if let Err(error) = guest.kernel().relay.add(&child) {
@@ -290,7 +301,7 @@ fn fork_process(
     let altstack = if shares_memory && request.flags & CLONE_VFORK == 0 { AltStack::default() } else { own.altstack };
     let signals = ThreadSignals { mask: own.mask, altstack, ..ThreadSignals::default() };
     let channel = CallChannel::new(stream(call));
-    let thread = GuestThread::enter(&child, pid, signals, worker, channel, space).ok_or(Errno::EAGAIN)?;
+    let thread = GuestThread::enter(&child, pid, signals, worker, channel, space, permit).ok_or(Errno::EAGAIN)?;
     if request.flags & CLONE_CHILD_CLEARTID != 0 {
         thread.thread.clear_tid.store(request.child_tid, Ordering::Relaxed);
     }

@@ -238,8 +238,12 @@ pub fn tgkill(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, group: u64, t
         return forward::forward(guest, cpu, libc::SYS_kill as u32, &args);
     }
     let uid = lock(&guest.process.identity).ids.uid;
-    guest.process.post_to(&target, info::tgkill(signal, guest.process.pid, uid));
-    Outcome::Return(0)
+    sent(guest.process.post_to(&target, info::tgkill(signal, guest.process.pid, uid)))
+}
+
+/// What a call says that sends one signal of many.
+fn sent(queued: bool) -> Outcome {
+    if queued { Outcome::Return(0) } else { Outcome::Return(failure(Errno::EAGAIN)) }
 }
 
 fn read_info(guest: &GuestThread, cpu: &mut UserCpu, at: u64, signal: i32) -> Result<SigInfo, Errno> {
@@ -255,10 +259,7 @@ pub fn sigqueueinfo(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6])
         return forward::forward(guest, cpu, libc::SYS_rt_sigqueueinfo as u32, args);
     }
     match read_info(guest, cpu, args[2], signal) {
-        Ok(info) => {
-            guest.process.post(info);
-            Outcome::Return(0)
-        }
+        Ok(info) => sent(guest.process.post(info)),
         Err(errno) => Outcome::Return(failure(errno)),
     }
 }
@@ -270,10 +271,7 @@ pub fn tgsigqueueinfo(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6
         return forward::forward(guest, cpu, libc::SYS_rt_tgsigqueueinfo as u32, args);
     };
     match read_info(guest, cpu, args[3], signal) {
-        Ok(info) => {
-            guest.process.post_to(&target, info);
-            Outcome::Return(0)
-        }
+        Ok(info) => sent(guest.process.post_to(&target, info)),
         Err(errno) => Outcome::Return(failure(errno)),
     }
 }

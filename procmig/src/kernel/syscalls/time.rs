@@ -182,13 +182,15 @@ pub fn timer_create(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6])
         }
         Some(_) => return Err(Errno::EINVAL),
     };
-    let id = lock(&guest.process.timers).create(Timer::new(counts, clock, notice)).ok_or(Errno::EAGAIN)?;
+    // As Linux, where each has its signal set aside.
+    let limit = lock(&guest.process.identity).limit(libc::RLIMIT_SIGPENDING);
+    let id = lock(&guest.process.timers).create(Timer::new(counts, clock, notice), limit).ok_or(Errno::EAGAIN)?;
     if event.is_none() {
         lock(&guest.process.timers).set_default_value(id);
     }
     let written = guest.with_memory(cpu, |memory| memory.write_u32(GuestVirtAddr(args[2]), id as u32));
     if let Err(errno) = written {
-        lock(&guest.process.timers).delete(id);
+        guest.kernel().timers.delete(&guest.process, id);
         return Err(errno);
     }
     Ok(0)
@@ -244,5 +246,5 @@ pub fn timer_getoverrun(guest: &mut GuestThread, args: &[u64; 6]) -> CallResult 
 }
 
 pub fn timer_delete(guest: &mut GuestThread, args: &[u64; 6]) -> CallResult {
-    if lock(&guest.process.timers).delete(timer_id(args[0])?) { Ok(0) } else { Err(Errno::EINVAL) }
+    if guest.kernel().timers.delete(&guest.process, timer_id(args[0])?) { Ok(0) } else { Err(Errno::EINVAL) }
 }
