@@ -170,7 +170,8 @@ impl Machine {
         // Absent to present: no translation to flush.
         let entries = GuestPhysAddr(table::SHIM_PTS);
         self.ram.store(entries + area.raw() / PAGE_SIZE * 8, area.raw() | paging::PRESENT | paging::WRITE);
-        write_tss(&self.ram, area);
+        // Until it is known the port is open, for the self-test.
+        write_tss(&self.ram, area, self.modes.get().is_none_or(|modes| modes.entry == EntryMode::Ring3));
         let setup = VcpuSetup {
             root: GuestPhysAddr(table::BOOT_PML4),
             gdt: (virt + page::GDT, 10 * 8 - 1),
@@ -196,15 +197,17 @@ fn first_free(memory: u64) -> GuestPhysAddr {
     GuestPhysAddr(layout::VCPU_AREAS_END + direct_map_directories(memory) * PAGE_SIZE)
 }
 
-fn write_tss(ram: &GuestRam, area: GuestPhysAddr) {
+fn write_tss(ram: &GuestRam, area: GuestPhysAddr, calls_in_ring_3: bool) {
     let tss = area + vcpu::TSS;
     let mut bytes = [0; vcpu::TSS_LIMIT as usize + 1];
     let stack = layout::SHIM_BASE + area.raw() + vcpu::STACK_TOP;
     bytes[4..12].copy_from_slice(&stack.to_le_bytes());
     bytes[102..104].copy_from_slice(&104u16.to_le_bytes());
-    // All ports closed but one: where `syscall` stays in ring 3 the trampoline's `out` is there.
+    // All ports closed, but for one where `syscall` stays in ring 3: the trampoline's `out` is there.
     bytes[104..].fill(0xff);
-    bytes[104 + usize::from(layout::port::SYSTEM_CALL) / 8] &= !(1 << (layout::port::SYSTEM_CALL % 8));
+    if calls_in_ring_3 {
+        bytes[104 + usize::from(layout::port::SYSTEM_CALL) / 8] &= !(1 << (layout::port::SYSTEM_CALL % 8));
+    }
     ram.write(tss, &bytes);
 }
 
@@ -222,7 +225,8 @@ fn install_shim(ram: &GuestRam) {
         0,
         0x00af_9b00_0000_ffff,
         0x00cf_9300_0000_ffff,
-        0x00cf_fb00_0000_ffff,
+        // 32-bit code, which is not run; `sysretq` counts on its place alone.
+        0,
         0x00cf_f300_0000_ffff,
         0x00af_fb00_0000_ffff,
         0,

@@ -13,6 +13,8 @@ use crate::machine::{self, Machine};
 use crate::paging::{self, ADDRESS, HAS_FRAME, LARGE, NO_EXECUTE, PRESENT, USER, WRITE};
 use crate::table_frames::TableError;
 use crate::user_cpu::{Edit, UserCpu};
+use guest_shim::layout::USER_END;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Flags of an entry that points to a table.
@@ -408,7 +410,13 @@ impl PageTables {
 
     /// Calls `visit(address, entry, large)` for each entry that is not zero.
     pub fn for_each(&self, visit: &mut dyn FnMut(u64, u64, bool)) {
-        self.visit_table(self.root, 3, 0, visit, &mut |_| {});
+        self.for_each_in(0, USER_END, visit);
+    }
+
+    /// The same for those that map some of `start..end`, in time that grows with their number and not
+    /// with the range's length.
+    pub fn for_each_in(&self, start: u64, end: u64, visit: &mut dyn FnMut(u64, u64, bool)) {
+        self.visit_table(self.root, 3, 0, &(start..end), visit, &mut |_| {});
     }
 
     fn visit_table(
@@ -416,19 +424,24 @@ impl PageTables {
         table: Frame,
         level: u32,
         base: u64,
+        range: &Range<u64>,
         visit: &mut dyn FnMut(u64, u64, bool),
         tables: &mut dyn FnMut(Frame),
     ) {
-        for slot in 0..if level == 3 { DIRECT_SLOT } else { 512 } {
+        let span = paging::span(level);
+        let slots = if level == 3 { DIRECT_SLOT } else { 512 };
+        let first = range.start.saturating_sub(base) / span;
+        let end = range.end.min(USER_END).saturating_sub(base).div_ceil(span).min(slots);
+        for slot in first..end {
             let entry = self.load(table, slot);
-            let at = base + slot * paging::span(level);
-            if entry == 0 || at >= guest_shim::layout::USER_END {
+            let at = base + slot * span;
+            if entry == 0 {
                 continue;
             }
             if level == 0 || (level == 1 && entry & LARGE != 0) {
                 visit(at, entry, level == 1);
             } else {
-                self.visit_table(paging::frame(entry), level - 1, at, visit, tables);
+                self.visit_table(paging::frame(entry), level - 1, at, range, visit, tables);
             }
         }
         tables(table);
@@ -440,7 +453,7 @@ impl Drop for PageTables {
     /// enters the guest on this root again.
     fn drop(&mut self) {
         let mut tables = Vec::new();
-        self.visit_table(self.root, 3, 0, &mut |_, _, _| {}, &mut |table| tables.push(table));
+        self.visit_table(self.root, 3, 0, &(0..USER_END), &mut |_, _, _| {}, &mut |table| tables.push(table));
         self.machine.tables().retire(&self.machine, &tables);
     }
 }

@@ -6,7 +6,7 @@ use crate::hypervisor::{Exit, HypervisorError, Interrupter, Ring, Vcpu};
 use crate::machine::Machine;
 use crate::regs::Regs;
 use guest_shim::code;
-use guest_shim::layout::{self, page, port, vcpu};
+use guest_shim::layout::{self, page, port, selector, vcpu};
 use std::sync::Arc;
 
 /// Why a guest thread left ring 3.
@@ -48,6 +48,8 @@ pub struct Edit {
 const USER_FLAGS: u64 = 0x24_4dd5;
 /// Error code of a page fault: an instruction fetch from ring 3, of an absent page.
 const FETCH_BY_USER: u64 = 0x14;
+/// What a program gets for what only the kernel may do.
+const PROTECTION: Exception = Exception { vector: 13, error_code: 0, address: 0 };
 /// Flags that are always set: the reserved one, and interrupts enabled, as Linux has it.
 const FIXED_FLAGS: u64 = 0x202;
 
@@ -197,15 +199,27 @@ impl UserCpu {
                 self.on_exception((number - port::EXCEPTION) as u8)
             }
             Exit::Port(number) => UserEvent::Died(format!("a write to port {number:#x}")),
+            Exit::PortRead(number) if self.vcpu.ring() == Ring::Kernel => {
+                UserEvent::Died(format!("a read of port {number:#x} in the shim"))
+            }
+            // The port is open for the trampoline's `out` alone.
+            Exit::PortRead(_) => {
+                self.in_user = true;
+                self.regs = *self.vcpu.regs();
+                UserEvent::Exception(PROTECTION)
+            }
             Exit::Interrupted | Exit::Unbacked => {
                 // In ring 3 at the next instruction, or in the shim between two of them: what was
                 // under way there is done again from the registers that the thread had.
                 self.in_user = self.vcpu.ring() == Ring::User;
-                let event = if self.vcpu.regs().rip >= layout::SHIM_BASE {
+                let rip = self.vcpu.regs().rip;
+                let in_shim = if self.in_user { self.is_in_trampoline(rip) } else { rip >= layout::SHIM_BASE };
+                let event = if in_shim {
                     self.recover_interrupted()
                 } else if self.in_user {
+                    // Perhaps on its way to an address that is not the program's: the next run tells.
                     self.regs = *self.vcpu.regs();
-                    UserEvent::Interrupted
+                    if self.is_foreign_code() { UserEvent::Exception(PROTECTION) } else { UserEvent::Interrupted }
                 } else {
                     UserEvent::Died(format!("ring 0 at {:#x}", self.vcpu.regs().rip))
                 };
@@ -234,6 +248,7 @@ impl UserCpu {
         let regs = *self.vcpu.regs();
         self.regs = Regs { rip: regs.rcx, rflags: regs.r11, ..regs };
         match self.vcpu.ring() {
+            Ring::User if self.is_foreign_code() => return UserEvent::Exception(PROTECTION),
             Ring::User => self.in_user = true,
             Ring::Kernel => {
                 self.in_user = false;
@@ -262,7 +277,25 @@ impl UserCpu {
             return UserEvent::Died(format!("exception {vector} ({error_code:#x}) in the shim at {rip:#x}"));
         }
         self.regs = Regs { rip, rflags, rsp, ..regs };
+        if cs as u16 != selector::USER_CODE {
+            return UserEvent::Exception(PROTECTION);
+        }
         UserEvent::Exception(Exception { vector, error_code, address: self.vcpu.fault_address() })
+    }
+
+    /// Whether the thread has left 64-bit code, by a segment that only the host has: what comes of it is
+    /// not resumed as 64-bit code, nor is it run on. The next run enters by the usual segments.
+    fn is_foreign_code(&mut self) -> bool {
+        let foreign = self.vcpu.code_selector() != selector::USER_CODE;
+        if foreign {
+            self.in_user = false;
+        }
+        foreign
+    }
+
+    fn is_in_trampoline(&self, rip: u64) -> bool {
+        let start = layout::SHIM_BASE + page::TRAMPOLINE;
+        self.machine.entry_mode() == EntryMode::Ring3 && (start..start + code::trampoline().len() as u64).contains(&rip)
     }
 
     /// Where an interrupt found the vCPU in the shim, takes the thread back to ring 3.

@@ -335,6 +335,24 @@ impl KvmVcpu {
         self.fd.set_vcpu_events(&events).map_err(failed("drop a pending event"))
     }
 
+    /// Has KVM finish an `in` now, or one batch of a repeated one, and takes the registers back to before
+    /// it: left open, it would be finished with the next run, over the registers that are set by then.
+    fn abandon_port_read(&mut self) -> Result<(), HypervisorError> {
+        let before = self.synced().regs;
+        self.fd.set_kvm_immediate_exit(1);
+        let finished = self.fd.run().map(drop);
+        self.fd.sync_regs_mut().regs = before;
+        self.fd.set_sync_dirty_reg(SyncReg::Register);
+        match finished {
+            Err(error) if error.errno() == libc::EINTR => self.drop_half_delivered(),
+            Err(error) => Err(failed("finish a read of a port")(error)),
+            Ok(()) => Err(HypervisorError::Failed {
+                what: "finish a read of a port",
+                source: io::Error::other("the vCPU ran on"),
+            }),
+        }
+    }
+
     fn synced(&self) -> &kvm_sync_regs {
         // SAFETY: the pointer is into the run page of `fd`, which is mapped for as long as `fd`
         // exists and which the kernel writes only in `run`, which takes `&mut self`.
@@ -363,6 +381,10 @@ impl Vcpu for KvmVcpu {
         }
         let exit = match self.fd.run() {
             Ok(VcpuExit::IoOut(port, _)) => Exit::Port(port),
+            Ok(VcpuExit::IoIn(port, data)) => {
+                data.fill(0);
+                Exit::PortRead(port)
+            }
             Ok(VcpuExit::MemoryFault { .. }) => Exit::Unbacked,
             Ok(VcpuExit::Shutdown) => Exit::Died("triple fault".into()),
             Ok(other) => Exit::Died(format!("{other:?}")),
@@ -375,6 +397,9 @@ impl Vcpu for KvmVcpu {
         // An interrupt that comes with another exit is not lost: `take` is asked at the next run.
         if exit == Exit::Interrupted && self.interrupter.is_pending() {
             self.interrupter.take();
+        }
+        if matches!(exit, Exit::PortRead(_)) {
+            self.abandon_port_read()?;
         }
         if matches!(exit, Exit::Interrupted | Exit::Unbacked) {
             self.drop_half_delivered()?;
@@ -391,6 +416,10 @@ impl Vcpu for KvmVcpu {
         self.fd.set_sync_dirty_reg(SyncReg::Register);
         // SAFETY: `Regs` has the layout of `kvm_regs`, as asserted above.
         unsafe { &mut *(&raw mut self.fd.sync_regs_mut().regs).cast() }
+    }
+
+    fn code_selector(&self) -> u16 {
+        self.synced().sregs.cs.selector
     }
 
     fn ring(&self) -> Ring {

@@ -52,6 +52,8 @@ pub enum HypervisorError {
 pub enum Exit {
     /// The guest executed `out` to this port.
     Port(u16),
+    /// The guest executed `in` from an open port: it has not been done, and the registers are those before it.
+    PortRead(u16),
     /// An [`Interrupter`] broke in.
     Interrupted,
     /// The host could not provide memory that the guest touched.
@@ -169,6 +171,9 @@ pub trait Vcpu: Send {
 
     /// The ring that it is in.
     fn ring(&self) -> Ring;
+
+    /// Selector of the code segment that it runs in.
+    fn code_selector(&self) -> u16;
 
     /// Sets the ring that it goes on in, with its code and stack segments.
     fn set_ring(&mut self, ring: Ring);
