@@ -2,7 +2,7 @@
 
 use super::object::ObjectError;
 use super::regions::{Backing, Protection, Region, RegionFlags};
-use super::space::{AddressSpace, Inner, entry};
+use super::space::{AddressSpace, ChangeError, Inner, entry};
 use vmm::addr::{LARGE_PAGE_SIZE, PAGE_SIZE};
 use vmm::frames::{AtLimit, FRAMES_PER_BLOCK, Shortage};
 use vmm::paging::{self, LARGE, PRESENT, WRITE};
@@ -158,7 +158,7 @@ impl AddressSpace {
         let (start, end) = if leaf.large { (page, page + PAGE_SIZE) } else { inner.copy_window(region, page) };
         let mut copied = Vec::new();
         let mut missing = None;
-        let result = self.try_change(inner, start, end, cpu, &mut |at, old, large| {
+        let result = self.change(inner, start, end, cpu, &mut |at, old, large| {
             if large || old & PRESENT == 0 || old & WRITE != 0 {
                 return old;
             }
@@ -185,7 +185,9 @@ impl AddressSpace {
             }
         });
         // Where the editor failed nobody knows which frames are in use, so all of them stay taken.
-        let done = result.map_err(|_| FaultError::OutOfMemory)?;
+        if result == Err(ChangeError::NotMade) {
+            return Err(FaultError::OutOfMemory);
+        }
         let unused: Vec<_> = copied
             .into_iter()
             .map(|(at, old, copy)| {
@@ -194,7 +196,9 @@ impl AddressSpace {
             })
             .collect();
         frames.release_all(&unused);
-        done?;
+        if result.is_err() {
+            return Err(FaultError::OutOfMemory);
+        }
         missing.map_or(Ok(()), |shortage| Err(shortage.into()))
     }
 
@@ -275,8 +279,15 @@ impl AddressSpace {
         let written = match inner.tables.fill(start, &entries) {
             Ok(written) => written,
             Err(error) => {
-                // Those that were written are found in the tables; they are few and stay.
                 tracing::debug!(%error, "no page table for an area");
+                // Those that were written are found in the tables, the others are nobody's.
+                let unwritten: Vec<_> = (start..end)
+                    .step_by(PAGE_SIZE as usize)
+                    .map(|at| (at, entries[index(at)]))
+                    .filter(|&(at, new)| new != 0 && inner.tables.lookup(at).is_none_or(|leaf| leaf.entry != new))
+                    .map(|(_, new)| paging::frame(new))
+                    .collect();
+                frames.release_all(&unwritten);
                 return Err(error.into());
             }
         };

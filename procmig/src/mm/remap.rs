@@ -1,9 +1,10 @@
 //! `mremap`.
 
 use super::regions::{Backing, Region, RegionFlags};
-use super::space::{AddressSpace, Inner, page_ceil, table_errno};
+use super::space::{AddressSpace, ChangeError, Inner, page_ceil, table_errno};
 use nix::errno::Errno;
 use vmm::addr::PAGE_SIZE;
+use vmm::frames::FRAMES_PER_BLOCK;
 use vmm::shim_layout::{USER_END, USER_START};
 use vmm::user_cpu::UserCpu;
 
@@ -130,25 +131,26 @@ impl AddressSpace {
         // Large pages come apart unless both places are aligned alike; small ones are simple to move.
         let mut pages = Vec::new();
         let mut large_ones = Vec::new();
-        self.change(inner, from, from + carried, cpu, &mut |at, entry, large| {
+        let taken = self.change(inner, from, from + carried, cpu, &mut |at, entry, large| {
             if large {
                 large_ones.push((at, entry))
             } else {
                 pages.push((at, entry))
             }
             0
-        })?;
-        for (at, entry) in large_ones {
-            let there = at - from + to;
-            let placed = there.is_multiple_of(vmm::addr::LARGE_PAGE_SIZE)
-                && inner.tables.fill_large(there, entry).map_err(|error| table_errno(&error))?;
-            if !placed {
-                let small = (entry & !vmm::paging::LARGE, vmm::frames::FRAMES_PER_BLOCK);
-                pages.extend((0..u64::from(small.1)).map(|i| (at + i * PAGE_SIZE, small.0 + i * PAGE_SIZE)));
-            }
+        });
+        if taken == Err(ChangeError::NotMade) {
+            return Err(Errno::ENOMEM);
         }
-        for (at, entry) in pages {
-            inner.tables.fill(at - from + to, &[entry]).map_err(|error| table_errno(&error))?;
+        let placed =
+            taken.map_err(ChangeError::errno).and_then(|()| place(inner, &pages, &large_ones, to.wrapping_sub(from)));
+        if let Err(error) = placed {
+            // Back to where they were: what has come there is taken away, and the tables that were
+            // given up are to be had again.
+            if self.change(inner, to, to + carried, cpu, &mut |_, _, _| 0) != Err(ChangeError::NotMade) {
+                self.put_back(inner, &pages, &large_ones);
+            }
+            return Err(error);
         }
         if !keep {
             inner.regions.remove(from, from + carried);
@@ -156,6 +158,44 @@ impl AddressSpace {
         inner.regions.insert(moved(region, from, to, new_length));
         Ok(to)
     }
+
+    /// Maps pages again where they were; those for which there is no table are lost to the process.
+    fn put_back(&self, inner: &mut Inner, pages: &[(u64, u64)], large_ones: &[(u64, u64)]) {
+        let small = |&(at, entry): &(u64, u64)| {
+            let entry = entry & !vmm::paging::LARGE;
+            (0..u64::from(FRAMES_PER_BLOCK)).map(move |i| (at + i * PAGE_SIZE, entry + i * PAGE_SIZE))
+        };
+        let mut lost = Vec::new();
+        for (at, entry) in pages.iter().copied().chain(large_ones.iter().flat_map(small)) {
+            match inner.tables.fill(at, &[entry]) {
+                Ok(written) if written[0] => {}
+                _ => lost.push(vmm::paging::frame(entry)),
+            }
+        }
+        if !lost.is_empty() {
+            tracing::warn!(pages = lost.len(), "pages are lost for want of page tables");
+            self.machine.frames().release_all(&lost);
+        }
+    }
+}
+
+/// Maps pages that were taken out of the tables `by` bytes higher up.
+fn place(inner: &mut Inner, pages: &[(u64, u64)], large_ones: &[(u64, u64)], by: u64) -> Result<(), Errno> {
+    for &(at, entry) in large_ones {
+        let there = at.wrapping_add(by);
+        let aligned = there.is_multiple_of(vmm::addr::LARGE_PAGE_SIZE);
+        if aligned && inner.tables.fill_large(there, entry).map_err(|error| table_errno(&error))? {
+            continue;
+        }
+        for i in 0..u64::from(FRAMES_PER_BLOCK) {
+            let small = (entry & !vmm::paging::LARGE) + i * PAGE_SIZE;
+            inner.tables.fill(there + i * PAGE_SIZE, &[small]).map_err(|error| table_errno(&error))?;
+        }
+    }
+    for &(at, entry) in pages {
+        inner.tables.fill(at.wrapping_add(by), &[entry]).map_err(|error| table_errno(&error))?;
+    }
+    Ok(())
 }
 
 impl Inner {

@@ -87,16 +87,30 @@ pub(super) struct Inner {
     gates: Vec<Gate>,
 }
 
-/// Page tables could not be edited.
-#[derive(Debug)]
-pub(super) struct EditFailed;
-
 /// An errno for a failure to change page tables.
 pub(super) fn table_errno(error: &TableError) -> Errno {
     if let TableError::Hypervisor(error) = error {
         tracing::error!(error = %crate::chain(error), "page tables");
     }
     Errno::ENOMEM
+}
+
+/// Why not all entries of a range were changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ChangeError {
+    /// No memory for a page table: all that was offered to be changed by then is changed.
+    #[error("no memory for a page table")]
+    CutShort,
+    /// The hypervisor failed: what was offered may or may not be changed.
+    #[error("page tables could not be edited")]
+    NotMade,
+}
+
+impl ChangeError {
+    /// What the call answers.
+    pub(super) fn errno(self) -> Errno {
+        Errno::ENOMEM
+    }
 }
 
 /// Rounds up to a page; `None` on overflow.
@@ -232,7 +246,6 @@ impl AddressSpace {
                 if request.keep {
                     return Err(Errno::EEXIST);
                 }
-                inner.check_cuts(request.address, end)?;
                 self.unmap_locked(&mut inner, request.address, end, cpu)?;
             }
             request.address
@@ -258,18 +271,22 @@ impl AddressSpace {
     /// As `munmap(2)`.
     pub fn unmap(&self, address: u64, length: u64, cpu: &mut UserCpu) -> Result<(), Errno> {
         let end = range(address, length)?;
-        let mut inner = self.lock();
-        inner.check_cuts(address, end)?;
-        self.unmap_locked(&mut inner, address, end, cpu)
+        self.unmap_locked(&mut self.lock(), address, end, cpu)
     }
 
     pub(super) fn unmap_locked(&self, inner: &mut Inner, start: u64, end: u64, cpu: &mut UserCpu) -> Result<(), Errno> {
         self.write_back(inner, start, end);
+        inner.check_cuts(start, end)?;
         let removed = inner.regions.remove(start, end);
         if removed.is_empty() {
             return Ok(());
         }
         let result = self.discard(inner, start, end, cpu);
+        if result.is_err() {
+            // Some pages are still there, so the areas stay; those that are gone are made anew when touched.
+            removed.into_iter().for_each(|region| inner.regions.insert(region));
+            return result;
+        }
         // The objects go after the frames that the tables refer to.
         drop(removed);
         result
@@ -278,13 +295,17 @@ impl AddressSpace {
     /// Drops the pages in a range: they are made anew when touched.
     fn discard(&self, inner: &mut Inner, start: u64, end: u64, cpu: &mut UserCpu) -> Result<(), Errno> {
         let mut freed = Vec::new();
-        self.change(inner, start, end, cpu, &mut |_, entry, large| {
+        let result = self.change(inner, start, end, cpu, &mut |_, entry, large| {
             let first = paging::frame(entry);
             freed.extend((0..if large { FRAMES_PER_BLOCK } else { 1 }).map(|i| first.offset(i)));
             0
-        })?;
-        self.machine.frames().release_all(&freed);
-        Ok(())
+        });
+        // Where memory ran out on the way, what was offered is out of the tables; only where the edits could
+        // not be made may the guest still use these frames, which are lost then.
+        if !matches!(result, Err(ChangeError::NotMade)) {
+            self.machine.frames().release_all(&freed);
+        }
+        result.map_err(ChangeError::errno)
     }
 
     /// Changes the entries of a range; when it returns no thread uses the old ones any more.
@@ -295,27 +316,14 @@ impl AddressSpace {
         end: u64,
         cpu: &mut UserCpu,
         change: &mut dyn FnMut(u64, u64, bool) -> u64,
-    ) -> Result<(), Errno> {
-        match self.try_change(inner, start, end, cpu, change) {
-            Ok(done) => done.map_err(|error| table_errno(&error)),
-            Err(EditFailed) => Err(Errno::ENOMEM),
-        }
-    }
-
-    /// The same; inside, whether there was memory for all of the changes: those that are in the tables
-    /// were made. Where the editor has failed the guest may still use the old entries.
-    pub(super) fn try_change(
-        &self,
-        inner: &mut Inner,
-        start: u64,
-        end: u64,
-        cpu: &mut UserCpu,
-        change: &mut dyn FnMut(u64, u64, bool) -> u64,
-    ) -> Result<Result<(), TableError>, EditFailed> {
+    ) -> Result<(), ChangeError> {
         let mut changes = Changes::default();
-        let result = inner.tables.update(start, end, change, &mut changes);
+        let result = inner.tables.update(start, end, change, &mut changes).map_err(|error| {
+            table_errno(&error);
+            ChangeError::CutShort
+        });
         if changes.is_empty() {
-            return Ok(result);
+            return result;
         }
         let visited = inner.load_root(cpu);
         let applied = changes.apply(cpu, |cpu| inner.hold_out_others(cpu));
@@ -325,9 +333,9 @@ impl AddressSpace {
         if let Err(error) = applied {
             // Without the edits the guest could use frames that are about to be freed.
             tracing::error!(error = %crate::chain(&error), "page tables could not be edited");
-            return Err(EditFailed);
+            return Err(ChangeError::NotMade);
         }
-        Ok(result)
+        result
     }
 
     /// Changes the rights of a range.
@@ -365,7 +373,8 @@ impl AddressSpace {
                 && regions.at(at).is_some_and(|region| matches!(region.backing, Backing::Anonymous))
                 && machine.frames().is_sole(paging::frame(old));
             entry(paging::frame(old), protection, keeps_write || own) | old & paging::LARGE
-        })?;
+        })
+        .map_err(ChangeError::errno)?;
         inner.regions.modify(address, end, |region| region.protection = protection);
         result
     }
@@ -447,7 +456,7 @@ impl AddressSpace {
         if self.lock().regions.covers(address, end) { Ok(()) } else { Err(Errno::ENOMEM) }
     }
 
-    /// For each page of a mapped range whether a frame is behind it (`mincore`).
+    /// For each page of a mapped range, which the caller keeps short, whether a frame is behind it (`mincore`).
     ///
     /// # Errors
     /// `ENOMEM` if some of the range is not mapped, `EINVAL` for a bad range.
@@ -457,8 +466,13 @@ impl AddressSpace {
         if !inner.regions.covers(address, end) {
             return Err(Errno::ENOMEM);
         }
-        let pages = (address..end).step_by(PAGE_SIZE as usize);
-        Ok(pages.map(|page| u8::from(inner.tables.lookup(page).is_some())).collect())
+        let mut pages = vec![0; ((end - address) / PAGE_SIZE) as usize];
+        inner.tables.for_each_in(address, end, &mut |at, _, large| {
+            let last = if large { at + LARGE_PAGE_SIZE } else { at + PAGE_SIZE }.min(end);
+            let index = |at: u64| ((at - address) / PAGE_SIZE) as usize;
+            pages[index(at.max(address))..index(last)].fill(1);
+        });
+        Ok(pages)
     }
 
     /// Writes the pages of shared file mappings in a range back to their files (`msync`).
@@ -484,12 +498,18 @@ impl AddressSpace {
             if !object.is_written_back() {
                 continue;
             }
-            for page in (region.start.max(start)..region.end.min(end)).step_by(PAGE_SIZE as usize) {
-                // Writable only once a write was seen.
-                let Some(leaf) = inner.tables.lookup(page).filter(|leaf| leaf.entry & WRITE != 0) else { continue };
-                if let Err(error) = object.write_back(region.object_page(page), leaf.frame(page)) {
-                    tracing::warn!(name = %region.name, %error, "a page of a shared file mapping could not be written back");
+            // Only what is mapped is looked at: the area may be as large as the address space.
+            let mut failed = None;
+            inner.tables.for_each_in(region.start.max(start), region.end.min(end), &mut |page, entry, _| {
+                // Writable only once a write was seen. Pages of objects are small ones.
+                if entry & WRITE != 0
+                    && let Err(error) = object.write_back(region.object_page(page), paging::frame(entry))
+                {
+                    failed = Some(error);
                 }
+            });
+            if let Some(error) = failed {
+                tracing::warn!(name = %region.name, %error, "a shared file mapping could not be written back");
             }
         }
     }

@@ -219,8 +219,25 @@ pub fn madvise(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> C
 }
 
 pub fn mincore(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> CallResult {
-    let pages = guest.space.resident_pages(args[0], args[1])?;
-    guest.with_memory(cpu, |memory| memory.write(GuestVirtAddr(args[2]), &pages))?;
+    /// Bytes of address space that are looked at in one go: all of it has billions of pages.
+    const STEP: u64 = 256 << 20;
+    let [address, length, answer, ..] = *args;
+    if !address.is_multiple_of(PAGE_SIZE) {
+        return Err(Errno::EINVAL);
+    }
+    let length = length.checked_next_multiple_of(PAGE_SIZE).ok_or(Errno::ENOMEM)?;
+    let mut done = 0;
+    while done < length {
+        let step = STEP.min(length - done);
+        let at = address.checked_add(done).ok_or(Errno::ENOMEM)?;
+        let pages = guest.space.resident_pages(at, step).map_err(|_| Errno::ENOMEM)?;
+        let to = GuestVirtAddr(answer).checked_add(done / PAGE_SIZE).ok_or(Errno::EFAULT)?;
+        guest.with_memory(cpu, |memory| memory.write(to, &pages))?;
+        if guest.process.must_end(guest.thread.tid()) {
+            return Err(Errno::EINTR);
+        }
+        done += step;
+    }
     Ok(0)
 }
 
