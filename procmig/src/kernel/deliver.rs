@@ -195,7 +195,8 @@ fn settle(cpu: &mut UserCpu, again: Option<u64>) {
     match again {
         Some(nr) => {
             regs.rax = nr;
-            regs.rip -= CALL_SIZE;
+            // Whatever it was, it was two bytes long, wherever the program claims to have been.
+            regs.rip = regs.rip.wrapping_sub(CALL_SIZE);
         }
         None => regs.rax = super::guest::failure(Errno::EINTR) as u64,
     }

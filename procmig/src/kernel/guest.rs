@@ -12,6 +12,7 @@ use crate::signal::info;
 use crate::usermem::UserMemory;
 use crate::wire::op::Op;
 use nix::errno::Errno;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use vmm::addr::GuestVirtAddr;
@@ -102,8 +103,15 @@ impl GuestThread {
             // As Linux, which ignores where it cannot be written.
             let _ = self.with_memory(cpu, |memory| memory.write_u32(GuestVirtAddr(at), tid));
         }
-        self.go(cpu);
-        self.finish(cpu);
+        // A fault of ours that one program has brought about ends that program alone.
+        let ran = catch_unwind(AssertUnwindSafe(|| self.go(cpu)));
+        if ran.is_err() {
+            self.die("the node's own code has panicked");
+        }
+        if catch_unwind(AssertUnwindSafe(|| self.finish(cpu))).is_err() {
+            // The deputy sees its connections close.
+            self.kernel().leave(&self.process);
+        }
         Some(self)
     }
 

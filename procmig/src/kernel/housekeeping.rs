@@ -28,6 +28,9 @@ pub(super) fn start(kernel: &Arc<Kernel>) -> io::Result<()> {
                 kernel.clock.update();
             }
             follow_deputies(&kernel);
+            for process in kernel.processes() {
+                process.send_cancellations();
+            }
             watch_cpu_limits(&kernel);
         }
     })?;

@@ -11,7 +11,10 @@ use crate::signal::set::{DefaultAction, FIRST_REALTIME, SignalSet, default_actio
 use crate::wire::control::{Ids, ProcessStatus, SigInfo, ToDeputy};
 use crate::wire::frame;
 use crate::wire::usage::Usage;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, send};
 use std::collections::HashMap;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -134,6 +137,15 @@ struct Life {
     leader_status: i32,
 }
 
+/// A forwarded call that is to be broken off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cancellation {
+    /// The thread.
+    pub tid: i32,
+    /// Its request.
+    pub seq: u32,
+}
+
 /// A guest process.
 pub struct Process {
     /// Its kernel.
@@ -161,6 +173,8 @@ pub struct Process {
     /// What it has used is told to the deputy when it ends.
     pub report: AtomicBool,
     control: Mutex<Arc<UnixStream>>,
+    /// Cancellations that the deputy has not taken yet: at most one of each thread's call that waits.
+    unsent: Mutex<Vec<Cancellation>>,
     threads: Mutex<Vec<Arc<Thread>>>,
     threads_changed: Condvar,
     life: Mutex<Life>,
@@ -210,6 +224,7 @@ impl Process {
             trace,
             report: AtomicBool::new(false),
             control: Mutex::new(control),
+            unsent: Mutex::default(),
             threads: Mutex::default(),
             threads_changed: Condvar::new(),
             life: Mutex::default(),
@@ -242,6 +257,38 @@ impl Process {
         if let Err(error) = frame::send(&control, message, &[]) {
             tracing::debug!(pid = self.pid, error = %crate::chain(&error), "control connection");
         }
+    }
+
+    /// Has the deputy break off a call. Never waits: whoever has news for a thread, above all the node's
+    /// own threads, is not to be held up by one deputy that is stopped and reads nothing.
+    pub fn cancel(&self, cancellation: Cancellation) {
+        let mut unsent = lock(&self.unsent);
+        unsent.push(cancellation);
+        self.try_send(&mut unsent);
+    }
+
+    /// Sends the cancellations that could not be sent, as far as the deputy takes them.
+    pub fn send_cancellations(&self) {
+        let mut unsent = lock(&self.unsent);
+        if !unsent.is_empty() {
+            self.try_send(&mut unsent);
+        }
+    }
+
+    fn try_send(&self, unsent: &mut Vec<Cancellation>) {
+        // Another thread may be writing, for as long as the deputy likes.
+        let Ok(control) = self.control.try_lock() else { return };
+        let sent = unsent.iter().position(|&Cancellation { tid, seq }| {
+            let Ok(bytes) = frame::encode(&ToDeputy::Cancel { tid, seq }) else { return false };
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            // So few bytes go whole or not at all.
+            match send(control.as_raw_fd(), &bytes, flags) {
+                Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS | Errno::ENOMEM) => true,
+                // A connection that fails is noticed by the relay.
+                _ => false,
+            }
+        });
+        unsent.drain(..sent.unwrap_or(unsent.len()));
     }
 
     /// The control connection.

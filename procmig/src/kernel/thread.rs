@@ -3,7 +3,7 @@
 use super::handed::HandedFile;
 use super::host_thread::HostThread;
 use super::lock;
-use super::process::Process;
+use super::process::{Cancellation, Process};
 use super::tally::Tally;
 use super::waiter::Waiter;
 use crate::futex::Parker;
@@ -11,7 +11,6 @@ use crate::mm::Gate;
 use crate::signal::altstack::AltStack;
 use crate::signal::pending::PendingSignals;
 use crate::signal::set::SignalSet;
-use crate::wire::control::ToDeputy;
 use crate::wire::usage::Usage;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -47,8 +46,8 @@ pub struct Thread {
     pub gate: Gate,
     /// Something is to be looked at before it goes back to the guest.
     attention: AtomicBool,
-    /// The forwarded call that is under way, by its request's number.
-    call: Mutex<Option<u32>>,
+    /// The forwarded call that is under way, by its request's number, and whether it was cancelled.
+    call: Mutex<Option<(u32, bool)>>,
     /// `CLONE_CHILD_CLEARTID`
     pub clear_tid: AtomicU64,
     /// `set_robust_list`
@@ -105,10 +104,11 @@ impl Thread {
         self.parker.interrupt();
         self.gate.interrupt();
         self.waiter.interrupt();
-        // A call that is begun later sees the attention.
-        let call = *lock(&self.call);
-        if let Some(seq) = call {
-            self.process.send(&ToDeputy::Cancel { tid: self.tid(), seq });
+        // A call that is begun later sees the attention. One word is enough: the deputy keeps to it.
+        if let Some((seq, cancelled)) = &mut *lock(&self.call)
+            && !std::mem::replace(cancelled, true)
+        {
+            self.process.cancel(Cancellation { tid: self.tid(), seq: *seq });
         }
     }
 
@@ -140,7 +140,7 @@ impl Thread {
         if self.has_attention() {
             return false;
         }
-        *call = Some(seq);
+        *call = Some((seq, false));
         true
     }
 

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 /// Most POSIX timers of a process.
 const MAX_TIMERS: usize = 4096;
+/// Least nanoseconds between two looks at a timer: what expires oftener is counted (`timer_getoverrun`), and
+/// one program's timers do not keep the node's one thread for them busy.
+const MIN_PERIOD: u64 = 100_000;
 /// How often a timer of CPU time is looked at, at most: as a kernel's tick.
 const TICK: u64 = 4_000_000;
 
@@ -211,9 +214,10 @@ impl Timers {
             timer.deadline = None;
             if let Some(periods) = (now - deadline).checked_div(timer.interval) {
                 missed = periods.min(i32::MAX as u64) as i32;
-                let next = deadline + (missed as u64 + 1) * timer.interval;
+                let next = deadline.saturating_add((missed as u64 + 1).saturating_mul(timer.interval));
                 timer.deadline = Some(next);
-                timer.due = Some(self.push(process.pid, due.id, due.generation, next - now, timer.counts));
+                let wait = next.saturating_sub(now).max(MIN_PERIOD);
+                timer.due = Some(self.push(process.pid, due.id, due.generation, wait, timer.counts));
             }
             timer.overrun = missed;
             (timer.notice.clone(), missed)
