@@ -260,7 +260,7 @@ fn managed(what: &str, mut command: Command) -> Result<String, String> {
 ///
 /// # Errors
 /// A sentence.
-fn skein_binary() -> Result<PathBuf, String> {
+pub fn skein_binary() -> Result<PathBuf, String> {
     if let Some(path) = env::var_os("SKEIN_BIN") {
         return fs::canonicalize(&path).map_err(|error| format!("SKEIN_BIN={}: {error}", Path::new(&path).display()));
     }
