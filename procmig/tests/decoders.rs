@@ -1,0 +1,177 @@
+//! Everything that decodes bytes from outside, on damaged and on random input of a fixed seed: what the fuzz
+//! targets run for as long as one likes.
+
+#[path = "../../fuzz/src/decoders.rs"]
+mod decoders;
+
+use procmig::signal::altstack::AltStack;
+use procmig::signal::frame::{Delivery, FpuLayout, build};
+use procmig::signal::set::SignalSet;
+use procmig::wire::call::ReplyHeader;
+use procmig::wire::control::{Attach, Ids, NodeReply, NodeRequest, SigInfo, ToDeputy, ToNode};
+use procmig::wire::frame;
+use procmig::wire::op::{Disposition, Op};
+use vmm::addr::GuestVirtAddr;
+use vmm::regs::Regs;
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.next() % end.max(1) as u64) as usize
+    }
+
+    /// A copy with a few things wrong.
+    fn damaged(&mut self, whole: &[u8]) -> Vec<u8> {
+        let mut bytes = whole.to_vec();
+        for _ in 0..1 + self.below(4) {
+            let at = self.below(bytes.len());
+            match self.below(6) {
+                _ if bytes.is_empty() => bytes.push(self.next() as u8),
+                0 => bytes.truncate(at),
+                1 => bytes.insert(at, self.next() as u8),
+                2 => bytes[at] ^= 1 << self.below(8),
+                3 => {
+                    let end = (at + 8).min(bytes.len());
+                    bytes[at..end].fill([0, 0x7f, 0x80, 0xff][self.below(4)]);
+                }
+                4 => {
+                    let from = self.below(bytes.len());
+                    let length = self.below(16).min(bytes.len() - at).min(bytes.len() - from);
+                    bytes.copy_within(from..from + length, at);
+                }
+                _ => bytes[at] = self.next() as u8,
+            }
+        }
+        bytes
+    }
+
+    fn noise(&mut self) -> Vec<u8> {
+        let small = self.below(2) == 0;
+        (0..self.below(600)).map(|_| self.next() as u8 & if small { 7 } else { 0xff }).collect()
+    }
+}
+
+fn attack(seed: u64, rounds: usize, seeds: &[Vec<u8>], decode: fn(&[u8])) {
+    let mut random = Random(seed);
+    for seed in seeds {
+        decode(seed);
+    }
+    for round in 0..rounds {
+        let input = if seeds.is_empty() || round % 4 == 0 {
+            random.noise()
+        } else {
+            let whole = &seeds[random.below(seeds.len())];
+            random.damaged(whole)
+        };
+        decode(&input);
+    }
+}
+
+#[test]
+fn a_damaged_program_is_an_error_at_worst() {
+    let own = std::fs::read("/proc/self/exe").expect("the test itself");
+    let mut small = own[..8192].to_vec();
+    small[40..48].fill(0);
+    attack(1, 60_000, &[small, b"#!/bin/sh -x\necho\n".to_vec()], decoders::program);
+}
+
+#[test]
+fn any_call_and_any_reply_are_errors_at_worst() {
+    attack(2, 200_000, &[], decoders::call);
+}
+
+#[test]
+fn a_damaged_reply_is_an_error_at_worst() {
+    let header = |length, ret, signals| ReplyHeader { seq: 1, length, ret, signals, reserved: 0 }.encode();
+    let seeds: Vec<Vec<u8>> = [
+        header(0, 0, 0).to_vec(),
+        [&header(12, 4, 0)[..], &8u32.to_le_bytes(), b"12345678"].concat(),
+        [&header(0, -4, 1)[..], &[10; 128]].concat(),
+        header(u32::MAX, 0, u32::MAX).to_vec(),
+    ]
+    .into_iter()
+    .flat_map(|answer| {
+        // The call (read, write, recvmsg, poll) with its arguments stands before.
+        [0u16, 1, 47, 7]
+            .map(|nr| [&nr.to_le_bytes()[..], &[0, 3, 1, 16, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0], &answer].concat())
+    })
+    .collect();
+    attack(3, 30_000, &seeds, decoders::reply);
+}
+
+#[test]
+fn a_damaged_message_is_an_error_at_worst() {
+    let attach = Attach {
+        version: 1,
+        pid: 42,
+        program: b"/bin/true".to_vec(),
+        argv: vec![b"true".to_vec(), Vec::new()],
+        environment: vec![b"PATH=/bin".to_vec()],
+        ignored_signals: 1,
+        blocked_signals: 2,
+        ids: Ids { uid: 1, euid: 2, gid: 3, egid: 4 },
+        limits: vec![(7, 1024, 4096)],
+        trace: false,
+        report: true,
+    };
+    let framed = |kind: u8, bytes: Vec<u8>| [&[kind][..], &bytes].concat();
+    let op = |op: &Op| framed(4, postcard::to_stdvec(op).expect("an operation"));
+    let seeds = [
+        framed(0, frame::encode(&NodeRequest::Attach(Box::new(attach))).expect("a request")),
+        framed(0, frame::encode(&NodeRequest::Stop { force: true }).expect("a request")),
+        framed(1, frame::encode(&NodeReply::Refused("no".into())).expect("a reply")),
+        framed(2, frame::encode(&ToDeputy::Trace("line".into())).expect("a message")),
+        framed(2, frame::encode(&ToDeputy::Cancel { tid: 7, seq: 9 }).expect("a message")),
+        framed(3, postcard::to_stdvec(&ToNode::Signal(SigInfo([17; 128]))).expect("a message")),
+        op(&Op::OpenProgram { dirfd: -100, path: b"/bin/true".to_vec(), flags: 0 }),
+        op(&Op::CommitExec { name: b"true".to_vec(), argv: vec![b"true".to_vec()] }),
+        op(&Op::SetDisposition { signal: 2, disposition: Disposition::Catch }),
+        op(&Op::MemoryFile { name: b"maps".to_vec(), content: vec![1; 50], close_on_exec: true }),
+    ];
+    attack(4, 60_000, &seeds, decoders::message);
+}
+
+#[test]
+fn a_forged_signal_frame_is_an_error_at_worst() {
+    let layouts = [(3u64, 576usize), (7, 832), (0xe7, 2696)];
+    let seeds: Vec<Vec<u8>> = layouts
+        .into_iter()
+        .zip(0u8..)
+        .map(|((features, size), index)| {
+            let layout = FpuLayout::new(features, size).expect("a possible layout");
+            let regs = Regs { rsp: 16384, rip: 0x40_0000, rflags: 0x202, ..Regs::default() };
+            let frame = build(&Delivery {
+                regs: &regs,
+                xsave: &vec![0; size],
+                layout,
+                info: &SigInfo([10; 128]),
+                old_mask: SignalSet::EMPTY,
+                handler: GuestVirtAddr(0x40_1000),
+                flags: 0x0400_0000,
+                restorer: GuestVirtAddr(0x40_2000),
+                altstack: AltStack::default(),
+                cr2: 0,
+                error: 0,
+                trap: 0,
+            })
+            .expect("a frame");
+            // The layout's number, the stack pointer behind the restorer's address, and flags of 0; then memory
+            // from address 0 on.
+            let stack = (frame.address.0 as u16 + 8).to_le_bytes();
+            let mut bytes = vec![index, 1, stack[0], stack[1], 0, 0];
+            bytes.resize(6 + frame.address.0 as usize, 0);
+            bytes.extend_from_slice(&frame.bytes);
+            bytes
+        })
+        .collect();
+    attack(5, 20_000, &seeds, decoders::signal_frame);
+}
