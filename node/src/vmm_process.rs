@@ -28,6 +28,7 @@ pub struct VmmArgs {
 
 /// Runs the node until it is stopped.
 pub fn main(args: VmmArgs) -> anyhow::Result<()> {
+    keep_no_large_blocks();
     crate::hostd::log::to_stderr();
     let socket = inherit(args.socket_fd)?;
     let ready = args.ready_fd.map(inherit).transpose()?;
@@ -46,6 +47,18 @@ fn raise_descriptor_limit() {
         getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// Has the allocator give back what large calls needed. Its own rule is to learn from the first large block
+/// that is freed, and then to keep such blocks, in each of many arenas: hundreds of megabytes.
+fn keep_no_large_blocks() {
+    const LARGE: libc::c_int = 1 << 20;
+    for option in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
+        // SAFETY: sets a number of the allocator.
+        if unsafe { libc::mallopt(option, LARGE) } == 0 {
+            tracing::debug!(option, "the allocator keeps to its own rule");
+        }
     }
 }
 

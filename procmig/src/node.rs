@@ -143,7 +143,12 @@ fn converse(
             }
             NodeRequest::Status => NodeReply::Status(status(kernel, start_micros)),
             NodeRequest::Processes => {
-                NodeReply::Processes(kernel.processes().iter().map(|process| process.status()).collect())
+                let mut all: Vec<_> = kernel.processes().iter().map(|process| process.status()).collect();
+                let room = command_room(all.len());
+                for process in &mut all {
+                    process.command.truncate(process.command.floor_char_boundary(room));
+                }
+                NodeReply::Processes(all)
             }
             NodeRequest::Stop { force } => {
                 if kernel.stop(force) {
@@ -160,6 +165,15 @@ fn converse(
     }
 }
 
+/// Most bytes of each process's command line, so that the list of so many goes into one message whatever
+/// the programs have made of theirs.
+fn command_room(processes: usize) -> usize {
+    /// Bytes of everything else that is told of a process, and more.
+    const REST: usize = 256;
+    const MOST: usize = 4096;
+    (MAX_MESSAGE / processes.max(1)).saturating_sub(REST).min(MOST)
+}
+
 fn status(kernel: &Kernel, start_micros: u64) -> NodeStatus {
     let machine = &kernel.machine;
     let frames = machine.frames();
@@ -174,5 +188,33 @@ fn status(kernel: &Kernel, start_micros: u64) -> NodeStatus {
         paging: machine.paging().to_string(),
         start_micros,
         uptime_seconds: kernel.ready.elapsed().as_secs(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::control::ProcessStatus;
+    use crate::wire::usage::Usage;
+
+    #[test]
+    fn a_list_of_long_command_lines_fits_into_a_message() {
+        for count in [1, 100, 3000] {
+            let process = ProcessStatus {
+                pid: i32::MAX,
+                parent: i32::MAX,
+                name: "fifteen-letters".to_owned(),
+                command: "x".repeat(command_room(count)),
+                threads: u32::MAX,
+                resident: u64::MAX >> 20,
+                virtual_size: u64::MAX >> 16,
+                usage: Usage::default(),
+                children: Usage::default(),
+                state: 'R',
+                uid: u32::MAX,
+            };
+            let bytes = frame::encode(&NodeReply::Processes(vec![process; count])).expect("a message");
+            assert!(bytes.len() <= MAX_MESSAGE, "{count} processes: {} bytes", bytes.len());
+        }
     }
 }
