@@ -667,6 +667,10 @@ static int attack(double seconds, const char *kind)
     int busy = 0;
     while (now() < end || busy) {
         busy = 0;
+        if (now() > end + 60) {
+            printf("processes that were killed do not end\n");
+            return 1;
+        }
         for (int i = 0; i < PARALLEL; i++) {
             int status;
             if (running[i].pid > 0 && waitpid(running[i].pid, &status, WNOHANG) == running[i].pid) {

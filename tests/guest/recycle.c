@@ -24,6 +24,95 @@ static void *dirties_its_stack(void *argument)
     return argument;
 }
 
+/* Frames that held page tables: a page here and there makes many, and each holds addresses of frames. */
+static void after_page_tables(void)
+{
+    for (int round = 0; round < 3; round++) {
+        char *area = mmap(NULL, 256UL << 30, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        CHECK(area != MAP_FAILED);
+        for (unsigned long i = 0; i < 250; i++)
+            area[(i << 30) + PAGE + (i << 21)] = (char)0xa5;
+        if (round < 2)
+            CHECK(munmap(area, 256UL << 30) == 0);
+        char *pages = fresh(16 * MIB);
+        memset(pages, 0x77, 16 * MIB);
+        CHECK(munmap(pages, 16 * MIB) == 0);
+    }
+}
+
+/* Frames that held a file's pages, and those that hold its last one, of which the file fills a part. */
+static void after_files(void)
+{
+    static char bytes[40 * PAGE];
+    memset(bytes, 0xf1, sizeof bytes);
+    char name[] = "recycled-XXXXXX";
+    int file = mkstemp(name);
+    CHECK(file >= 0 && unlink(name) == 0);
+    for (int i = 0; i < 40; i++) {
+        size_t size = (size_t)(i + 1) * PAGE - 17 * (size_t)(i + 1);
+        CHECK(ftruncate(file, 0) == 0 && pwrite(file, bytes, size, 0) == (ssize_t)size);
+        int private = i & 1 ? MAP_PRIVATE : MAP_SHARED;
+        char *map = mmap(NULL, size, i & 2 ? PROT_READ | PROT_WRITE : PROT_READ, private, file, 0);
+        CHECK(map != MAP_FAILED);
+        size_t end = (size + PAGE - 1) & ~(PAGE - 1);
+        for (size_t at = 0; at < end; at++)
+            CHECK(map[at] == (at < size ? (char)0xf1 : 0));
+        if (i & 2)
+            memset(map, 0xf2, size);
+        CHECK(munmap(map, size) == 0);
+        char *pages = fresh(MIB);
+        memset(pages, 0x78, MIB);
+        CHECK(munmap(pages, MIB) == 0);
+    }
+    close(file);
+}
+
+static void after_shared_memory(void)
+{
+    for (int i = 0; i < 20; i++) {
+        char *shared = mmap(NULL, 2 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        CHECK(shared != MAP_FAILED);
+        for (size_t at = 0; at < 2 * MIB; at += PAGE)
+            CHECK(page_is_zero(shared + at));
+        memset(shared, 0x9a, 2 * MIB);
+        CHECK(munmap(shared, 2 * MIB) == 0);
+        char *pages = fresh(2 * MIB);
+        memset(pages, 0x79, 2 * MIB);
+        CHECK(munmap(pages, 2 * MIB) == 0);
+    }
+}
+
+/* A copy that a write has made of a page that was shared after fork, given up by one of the two. */
+static void after_copies(void)
+{
+    for (int i = 0; i < 5; i++) {
+        char *area = fresh(4 * MIB);
+        memset(area, 0x3c, 4 * MIB);
+        fflush(stdout);
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            for (size_t at = 0; at < 4 * MIB; at += 3 * PAGE)
+                area[at] = 0x3d;
+            _exit(0);
+        }
+        for (size_t at = 0; at < 4 * MIB; at += 5 * PAGE)
+            area[at] = 0x3e;
+        int status;
+        CHECK(waitpid(child, &status, 0) == child && status == 0 && munmap(area, 4 * MIB) == 0);
+        CHECK(munmap(fresh(8 * MIB), 8 * MIB) == 0);
+    }
+}
+
+static void *looks_at_its_stack(void *argument)
+{
+    /* The page that a thread starts on is in use; below it nothing has been. */
+    char *here = (char *)((uintptr_t)__builtin_frame_address(0) & ~(PAGE - 1));
+    for (int i = 4; i < 200; i++)
+        CHECK(page_is_zero(here - (size_t)i * PAGE));
+    return argument;
+}
+
 int main(int argc, char **argv)
 {
     for (size_t at = 0; at < sizeof uninitialised; at++)
@@ -83,6 +172,24 @@ int main(int argc, char **argv)
     }
     CHECK(munmap(fresh(16 * MIB), 16 * MIB) == 0);
     OK("after threads");
+    for (int i = 0; i < 8; i++) {
+        pthread_attr_t own;
+        char *stack = fresh(MIB);
+        pthread_t thread;
+        CHECK(pthread_attr_init(&own) == 0 && pthread_attr_setstack(&own, stack, MIB) == 0);
+        CHECK(pthread_create(&thread, &own, looks_at_its_stack, NULL) == 0 && pthread_join(thread, NULL) == 0);
+        memset(stack, 0x66, MIB);
+        CHECK(munmap(stack, MIB) == 0);
+    }
+    OK("stacks");
+    after_page_tables();
+    OK("after page tables");
+    after_files();
+    OK("after files, and behind their ends");
+    after_shared_memory();
+    OK("after shared memory");
+    after_copies();
+    OK("after copies");
     fflush(stdout);
     pid_t children[4];
     for (int i = 0; i < 4; i++) {

@@ -13,6 +13,7 @@ while read -r _ _ _ _ point options _; do
     mount -o "remount,bind,ro,${options#r[wo],}" "$point" 2> /dev/null || true
 done < /proc/self/mountinfo
 if touch /tmp/skein-confined 2> /dev/null; then
+    rm -f /tmp/skein-confined
     echo "not confined"
     exit 1
 fi
@@ -27,12 +28,20 @@ bin/skein node launch --name target --memory 512M > /dev/null
 cd work
 ../bin/mosrun "$hostile" watch > ../watch.out 2>&1 &
 watcher=$!
-until grep -q watching ../watch.out; do sleep 0.1; done
+tries=0
+until grep -q watching ../watch.out; do
+    sleep 0.1
+    tries=$((tries + 1))
+    if [ "$tries" -gt 600 ]; then
+        echo "no watcher: $(cat ../watch.out)"
+        exit 1
+    fi
+done
 echo started
 for half in 1 2; do
     read -r _
     status=0
-    ../bin/mosrun "$hostile" $((seed + half)) "$seconds" > ../attack.out 2>&1 || status=$?
+    timeout -s KILL $((seconds + 120)) ../bin/mosrun "$hostile" $((seed + half)) "$seconds" > ../attack.out 2>&1 || status=$?
     echo "attacked $status: $(tail -n 1 ../attack.out)"
 done
 read -r _
@@ -40,7 +49,7 @@ kill -TERM "$watcher"
 status=0
 wait "$watcher" || status=$?
 echo "watched $status: $(tail -n 1 ../watch.out)"
-echo "alive: $(../bin/mosrun /bin/echo yes 2>&1)"
+echo "alive: $(timeout -s KILL 60 ../bin/mosrun /bin/echo yes 2>&1)"
 grep -E "panicked|cannot go on|could not be edited|RUST_BACKTRACE" ../state/nodes/target.log ../state/*.log | head -n 20 | sed 's/^/log: /'
 echo "log bytes: $(cat ../state/nodes/target.log | wc -c)"
 ../bin/skein host stop --force > /dev/null

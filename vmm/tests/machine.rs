@@ -231,6 +231,33 @@ fn a_change_that_memory_ends_early_is_whole_as_far_as_it_went() {
 }
 
 #[test]
+fn a_read_of_the_shim_s_port_is_a_fault_and_the_vcpu_lives() {
+    const GENERAL_PROTECTION: u8 = 13;
+    let machine = machine();
+    let (mut tables, _) = tables(&machine, 2);
+    let code = machine.frames().allocate().unwrap();
+    let place = 0x50_0000;
+    tables.fill(place, &[code.address().raw() | PRESENT | USER]).unwrap();
+    let mut cpu = cpu(&machine, &tables);
+    // in $0x10,%al; in (%dx),%al; insb; rep insb; rep insl
+    for bytes in [&[0xe4, 0x10][..], &[0xec], &[0x6c], &[0xf3, 0x6c], &[0xf3, 0x6d]] {
+        machine.ram().write(code.address(), bytes);
+        store(&mut cpu, DATA, 5);
+        let regs = cpu.regs_mut();
+        (regs.rax, regs.rdx, regs.rcx) = (0x1234, 0x10, 700);
+        let event = at(&mut cpu, place, DATA, 6);
+        let UserEvent::Exception(exception) = event else { panic!("{bytes:x?}: {event:?}") };
+        assert_eq!(exception.vector, GENERAL_PROTECTION, "{bytes:x?}");
+        let regs = *cpu.regs();
+        assert_eq!((regs.rip, regs.rax, regs.rcx, regs.rdi), (place, 0x1234, 700, DATA), "{bytes:x?}");
+        // What is done next is not disturbed by a read that was left open.
+        store(&mut cpu, DATA + PAGE_SIZE, 0xabcd);
+        assert_eq!((load(&mut cpu, DATA + PAGE_SIZE), cpu.regs().rdi), (0xabcd, DATA + PAGE_SIZE));
+    }
+    assert!(!cpu.is_dead());
+}
+
+#[test]
 fn a_root_in_the_frame_of_an_earlier_one_brings_its_own_translations() {
     let machine = machine();
     let mut cpu = machine.create_cpu().unwrap();
