@@ -8,7 +8,7 @@ use super::why::{
     ONE_POLICY, OTHERS_MEMORY, OWN_PAGES, PROGRAMS_OF_THE_KERNEL, PROTECTION_KEYS, RESTARTABLE, RINGS, SANDBOXES,
     SEALS, SEGMENTS, WATCHING_MOUNTS,
 };
-use super::{Form, Row, forward, forward_form, local, refuse, split, split_forward};
+use super::{Form, Row, forward, forward_form, local, refuse, split, split_form, split_forward};
 use nix::errno::Errno;
 
 /// The rows, by number.
@@ -110,7 +110,7 @@ pub(super) const ROWS: &[Row] = &[
     split_forward(289, "signalfd4", &[Fd, In(Const(8)), Value, Value]),
     forward(290, "eventfd2", &[Value, Value]),
     forward(291, "epoll_create1", &[Value]),
-    forward(292, "dup3", &[Fd, Fd, Value]),
+    split_forward(292, "dup3", &[Fd, Fd, Value]),
     forward(293, "pipe2", &[Out(Const(8), All), Value]),
     forward(294, "inotify_init1", &[Value]),
     forward(295, "preadv", &[Fd, VectorOut, Value, Value, Value]).blocking(),
@@ -166,7 +166,7 @@ pub(super) const ROWS: &[Row] = &[
     refuse(433, "fspick", 3, Errno::EPERM, MOUNTS),
     forward(434, "pidfd_open", &[Value, Value]),
     split(435, "clone3", 2),
-    forward_form(436, "close_range", 3, Form::CloseRange),
+    split_form(436, "close_range", 3, Form::CloseRange),
     split_forward(437, "openat2", &[Fd, Path, In(Arg(3)), Value]).blocking(),
     forward(438, "pidfd_getfd", &[Fd, Fd, Value]),
     split_forward(439, "faccessat2", &[Fd, Path, Value, Value]),
