@@ -150,6 +150,20 @@ impl Machine {
         self.vcpus.load(Ordering::Relaxed)
     }
 
+    /// Whether tables with this root lead to the shim's window and to the direct map, as all roots do:
+    /// a vCPU without them cannot even tell of a fault. For the log of one that has died.
+    pub fn leads_to_shim(&self, root: GuestPhysAddr) -> bool {
+        let step = |table: u64, slot: u64| {
+            let whole = table + PAGE_SIZE <= self.ram.size();
+            let entry = if whole { self.ram.load(GuestPhysAddr(table + slot * 8)) } else { 0 };
+            (entry & paging::PRESENT != 0).then_some(entry & paging::ADDRESS)
+        };
+        let root = root.raw() & paging::ADDRESS;
+        let window = step(root, paging::index(layout::SHIM_BASE, 3))
+            .and_then(|pointers| step(pointers, paging::index(layout::SHIM_BASE, 2)));
+        window == Some(table::SHIM_PD) && step(root, paging::index(layout::DIRECT_MAP, 3)) == Some(table::DIRECT_PDPT)
+    }
+
     /// Makes a vCPU for guest threads.
     ///
     /// # Errors

@@ -236,10 +236,10 @@ impl UserCpu {
             }
             // Some hypervisors reset a vCPU that dies, so what is told is what it was entered with.
             Exit::Died(reason) => UserEvent::Died(format!(
-                "{reason}, entered at {:#x} with a stack at {:#x} on the root {:#x}",
+                "{reason}, entered at {:#x} with a stack at {:#x} {}",
                 regs.rip,
                 regs.rsp,
-                root.raw()
+                self.describe_root(root)
             )),
         })
     }
@@ -374,6 +374,7 @@ impl UserCpu {
         self.vcpu.set_ring(Ring::Kernel);
         let rip = layout::SHIM_BASE + page::CODE + offset;
         *self.vcpu.regs_mut() = Regs { rip, rsp: stack, rflags: 2, ..Regs::default() };
+        let root = self.vcpu.root();
         let interrupter = self.vcpu.interrupter();
         let mut interrupted = false;
         let result = loop {
@@ -384,7 +385,8 @@ impl UserCpu {
                 // The run goes on where it stopped; the interrupt is for the thread.
                 Exit::Interrupted => interrupted = true,
                 other => {
-                    let reason = format!("{other:?} in the page-table editor at {:#x}", self.vcpu.regs().rip);
+                    let root = self.describe_root(root);
+                    let reason = format!("{other:?} in the page-table editor at {:#x} {root}", self.vcpu.regs().rip);
                     break Err(HypervisorError::Failed {
                         what: "edit page tables",
                         source: std::io::Error::other(reason),
@@ -397,6 +399,12 @@ impl UserCpu {
         }
         self.dead |= result.is_err();
         result
+    }
+
+    /// Tells a broken tree from a hypervisor that sees another one than guest memory holds.
+    fn describe_root(&self, root: GuestPhysAddr) -> String {
+        let leads = if self.machine.leads_to_shim(root) { "leads" } else { "does not lead" };
+        format!("on the root {:#x}, which {leads} to the shim", root.raw())
     }
 
     /// Forgets the guest thread that it has run.

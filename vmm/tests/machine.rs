@@ -207,6 +207,19 @@ fn a_large_page_is_split_where_a_part_of_it_changes() {
 }
 
 #[test]
+fn a_root_that_does_not_lead_to_the_shim_is_told_from_one_that_does() {
+    let machine = machine();
+    let (tables, _) = tables(&machine, 1);
+    let boot = machine.create_cpu().unwrap().root();
+    assert!(machine.leads_to_shim(boot) && machine.leads_to_shim(tables.root()));
+    assert!(!machine.leads_to_shim(machine.frames().allocate().unwrap().address()));
+    // Beyond the memory.
+    assert!(!machine.leads_to_shim(Frame(u32::MAX).address()));
+    machine.ram().store(tables.root() + 255 * 8, 0);
+    assert!(!machine.leads_to_shim(tables.root()));
+}
+
+#[test]
 fn a_change_that_memory_ends_early_is_whole_as_far_as_it_went() {
     let machine = machine();
     // A table full of pages, and behind it a large page that cannot be split without a new table.
