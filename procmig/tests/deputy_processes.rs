@@ -60,7 +60,7 @@ fn a_process_of_many_busy_threads_forks_from_any_of_them() {
             assert_eq!(tasks, 2);
             let own = std::fs::read_dir(format!("/proc/{}/fd", child.pid)).unwrap();
             let own = own.filter(|e| e.as_ref().unwrap().file_name().to_str().unwrap().len() > 3).count();
-            assert_eq!(own, 3);
+            assert_eq!(own, 4);
             let (_, mut grown) = thread(&mut child);
             grown.post(&Op::Exit { status: round as i32 }).unwrap();
             assert_eq!(d.sys(SYS_wait4, &[child.pid.as_raw() as u64, BASE + 100, 0, 0]), i64::from(child.pid.as_raw()));

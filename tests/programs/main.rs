@@ -6,4 +6,5 @@ mod endings;
 mod languages;
 mod runtimes;
 mod shells;
+mod surroundings;
 mod text;

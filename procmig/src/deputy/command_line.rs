@@ -1,5 +1,7 @@
 //! The name and the command line that `ps` shows.
 
+use super::home_proc;
+use nix::fcntl::OFlag;
 use std::sync::Mutex;
 
 /// Longest command line that is shown.
@@ -39,16 +41,14 @@ pub(super) fn set_name(name: &[u8]) {
         return;
     }
     // The calling thread need not be the leader, whose name the process has.
-    if let Ok(mut file) =
-        std::fs::File::options().write(true).open(format!("/proc/self/task/{}/comm", std::process::id()))
-    {
+    if let Ok(mut file) = home_proc::open(&format!("self/task/{}/comm", std::process::id()), OFlag::O_WRONLY) {
         let _ = std::io::Write::write_all(&mut file, &comm[..length]);
     }
 }
 
 /// Reads where the kernel thinks that the parts of this process are.
 fn current() -> Option<MemoryMap> {
-    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let stat = std::io::read_to_string(home_proc::open("self/stat", OFlag::O_RDONLY).ok()?).ok()?;
     // Fields are counted from 1; the third follows the name in parentheses.
     let fields: Vec<u64> =
         stat.rsplit_once(") ")?.1.split(' ').map(|field| field.trim().parse().unwrap_or(0)).collect();
@@ -128,7 +128,7 @@ fn place(line: &[u8], map: &mut MemoryMap) -> bool {
 /// Shows as much of a command line as fits where the old one is.
 fn overwrite(line: &[u8], map: &MemoryMap) {
     let room = map.arg_end.saturating_sub(map.arg_start) as usize;
-    let Ok(memory) = std::fs::File::options().write(true).open("/proc/self/mem") else { return };
+    let Ok(memory) = home_proc::open("self/mem", OFlag::O_WRONLY) else { return };
     let mut text = line[..line.len().min(room)].to_vec();
     text.resize(room, 0);
     // Through the file, since the program's own view of its arguments is not to be written to in Rust.

@@ -2,7 +2,7 @@
 
 use super::descriptors::Own;
 use super::threads::{THREADS, Thread, lock};
-use super::{descriptors, end, kernel, signals};
+use super::{descriptors, end, home_proc, kernel, signals};
 use crate::wire::control::{MAX_MESSAGE, ToDeputy, ToNode};
 use crate::wire::frame;
 use std::io;
@@ -102,8 +102,8 @@ pub(super) fn write(fd: RawFd, mut bytes: &[u8]) {
     }
 }
 
-/// The own descriptors that a child keeps for its trace.
+/// The own descriptors that a child keeps: its trace's, and home's `/proc`.
 pub(super) fn kept() -> Vec<RawFd> {
     let trace = TRACE.load(Ordering::Relaxed);
-    if descriptors::is_own(trace) { vec![trace] } else { Vec::new() }
+    Some(trace).filter(|&fd| descriptors::is_own(fd)).into_iter().chain(home_proc::kept()).collect()
 }

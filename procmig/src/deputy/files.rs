@@ -1,7 +1,6 @@
 //! Files that the node asks for: programs, files to map, files of its own content.
 
-use super::descriptors;
-use super::kernel;
+use super::{descriptors, home_proc, kernel};
 use crate::wire::file_kind::{self, Kind};
 use crate::wire::op::{FileIdentity, MAX_FILE, ProgramFile};
 use nix::errno::Errno;
@@ -17,10 +16,6 @@ const MEMORY_NAME: usize = 249;
 
 fn errno(error: std::io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
-}
-
-fn proc_path(fd: RawFd) -> String {
-    format!("/proc/self/fd/{fd}")
 }
 
 fn identity(file: &File) -> Result<(FileIdentity, std::fs::Metadata), Errno> {
@@ -70,10 +65,9 @@ pub(super) fn open_program(dirfd: i32, path: &[u8], flags: i32) -> Result<(Progr
         return Err(Errno::EACCES);
     }
     may_execute(&found)?;
-    let name = std::fs::read_link(proc_path(found.as_raw_fd())).map_err(errno)?;
-    let file = File::open(proc_path(found.as_raw_fd())).map_err(errno)?;
-    let about = ProgramFile { identity, path: name.into_os_string().into_vec(), uid: meta.uid(), gid: meta.gid() };
-    Ok((about, file.into()))
+    let path = home_proc::path_of(found.as_raw_fd())?;
+    let about = ProgramFile { identity, path, uid: meta.uid(), gid: meta.gid() };
+    Ok((about, home_proc::reopen(&found)?))
 }
 
 fn may_execute(file: &File) -> Result<(), Errno> {
@@ -152,8 +146,7 @@ pub(super) fn memory_file(mut name: Vec<u8>, content: &[u8], close_on_exec: bool
     let seals = libc::F_SEAL_WRITE | libc::F_SEAL_GROW | libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
     // SAFETY: no pointers.
     Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) })?;
-    let reader =
-        OpenOptions::new().read(true).custom_flags(libc::O_CLOEXEC).open(proc_path(file.as_raw_fd())).map_err(errno)?;
+    let reader = home_proc::reopen(&file)?;
     // The guest gets the lowest free number, which is the first of the two.
     let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
     // SAFETY: no pointers; both descriptors are ours.
@@ -179,8 +172,7 @@ pub(super) fn read_file(path: Vec<u8>, limit: u32) -> Result<Vec<u8>, Errno> {
 
 /// Closes the guest's close-on-exec descriptors.
 pub(super) fn close_on_exec() {
-    let Ok(listing) = std::fs::read_dir("/proc/self/fd") else { return };
-    let open: Vec<RawFd> = listing.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    let Ok(open) = home_proc::descriptors() else { return };
     for fd in open.into_iter().filter(|&fd| !descriptors::is_own(fd)) {
         // SAFETY: no pointers; the guest's descriptors are nobody's but the guest's, and it has said
         // that they end here. The listing's own is closed already and answers `EBADF`.

@@ -11,6 +11,7 @@ mod descriptors;
 mod end;
 mod execute;
 mod files;
+mod home_proc;
 mod kernel;
 mod listing;
 mod messages;
@@ -79,6 +80,7 @@ fn start(setup: Setup) -> Result<serve::Server, DeputyError> {
     *threads::lock(&end::NAMES) = (attach.argv.first().unwrap_or(&attach.program).clone(), node_name);
     let making = threads::lock(&descriptors::MAKING);
     signals::start(attach.ignored_signals).map_err(DeputyError::Prepare)?;
+    home_proc::start().map_err(DeputyError::Prepare)?;
     let (call, nodes) = descriptors::socketpair().map_err(DeputyError::Prepare)?;
     let blocked = signals::stops_in(attach.blocked_signals);
     let request = NodeRequest::Attach(Box::new(attach));

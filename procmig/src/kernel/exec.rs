@@ -134,6 +134,9 @@ impl GuestThread {
     ) -> Result<(), ExecError> {
         let mut argv = argv;
         let mut opened = self.open(dirfd, path, flags)?;
+        // A script's process has the script's name, not its interpreter's.
+        let base = opened.path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+        let name = base[..base.len().min(15)].to_vec();
         let mut scripts = 0;
         while script::is_script(&opened.head) {
             scripts += 1;
@@ -164,7 +167,7 @@ impl GuestThread {
                 return Err(failed(errno));
             }
         };
-        self.replace(cpu, &opened, argv, image)
+        self.replace(cpu, &opened, name, argv, image)
     }
 
     fn open(&mut self, dirfd: i32, path: &[u8], flags: i32) -> Result<Opened, ExecError> {
@@ -297,6 +300,7 @@ impl GuestThread {
         &mut self,
         cpu: &mut UserCpu,
         opened: &Opened,
+        name: Vec<u8>,
         argv: Vec<Vec<u8>>,
         image: Image,
     ) -> Result<(), ExecError> {
@@ -311,8 +315,6 @@ impl GuestThread {
             end_connection(own);
             self.thread.become_leader();
         }
-        let base = opened.path.rsplit(|&byte| byte == b'/').next().unwrap_or(&opened.path);
-        let name = base[..base.len().min(15)].to_vec();
         let process = self.process.clone();
         let changing = process.descriptors.change(Change::All);
         self.op(&Op::CommitExec { name: name.clone(), argv: argv.clone() }).map_err(|_| ExecError::Lost)?;
