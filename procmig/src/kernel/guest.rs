@@ -306,6 +306,7 @@ impl GuestThread {
         self.space.part(&self.thread.gate);
         self.count(cpu);
         let last = self.process.remove_thread(&self.thread);
+        self.thread.leave_host_thread();
         cpu.reset();
         if !last {
             let Ok(idle) = std::os::unix::net::UnixStream::pair() else { return };

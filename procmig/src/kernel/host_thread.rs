@@ -15,6 +15,11 @@ impl HostThread {
         Self { tid, cpu_before: cpu_time(tid), system_before: own_system_time() }
     }
 
+    /// Its ID.
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
     /// CPU time in nanoseconds that it has used since.
     pub fn cpu_time(&self) -> u64 {
         cpu_time(self.tid).saturating_sub(self.cpu_before)

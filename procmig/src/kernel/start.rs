@@ -1,5 +1,6 @@
 //! A deputy asks for a program to be run.
 
+use super::affinity::CpuSet;
 use super::descriptors::Descriptors;
 use super::group::Group;
 use super::guest::{GuestThread, Start};
@@ -65,6 +66,12 @@ impl Kernel {
             self.pool.release(worker);
             return Err(StartError::Refused(nix::errno::Errno::EAGAIN));
         };
+        // As any child of who started it (`taskset 1 mosrun PROGRAM`).
+        if let Some(cpus) = CpuSet::of(process.pid)
+            && CpuSet::of(std::process::id() as i32).is_some_and(|all| all != cpus)
+        {
+            guest.thread.set_affinity(cpus);
+        }
         worker.run(move |cpu| {
             let Attach { program, argv, environment, .. } = attach;
             match guest.exec(cpu, libc::AT_FDCWD, &program, argv, environment, 0) {

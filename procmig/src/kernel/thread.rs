@@ -1,5 +1,6 @@
 //! A guest thread, as others see it.
 
+use super::affinity::CpuSet;
 use super::handed::HandedFile;
 use super::host_thread::HostThread;
 use super::lock;
@@ -31,6 +32,18 @@ pub struct ThreadSignals {
     pub altstack: AltStack,
 }
 
+/// On which CPUs a thread's host thread runs.
+#[derive(Debug, Default)]
+enum Affinity {
+    /// All that the node has.
+    #[default]
+    Node,
+    /// Its own.
+    Own(Box<CpuSet>),
+    /// The host thread is no longer this thread's.
+    Ended,
+}
+
 /// A guest thread.
 pub struct Thread {
     tid: AtomicI32,
@@ -56,6 +69,7 @@ pub struct Thread {
     pub tally: Tally,
     /// The host thread that runs it.
     host: HostThread,
+    affinity: Mutex<Affinity>,
 }
 
 impl Thread {
@@ -74,6 +88,7 @@ impl Thread {
             robust_list: AtomicU64::new(0),
             tally: Tally::default(),
             host,
+            affinity: Mutex::default(),
         })
     }
 
@@ -96,6 +111,40 @@ impl Thread {
     pub fn usage(&self) -> Usage {
         let cpu_nanos = self.host.cpu_time();
         Usage { cpu_nanos, system_nanos: self.host.system_time().min(cpu_nanos), ..self.tally.usage() }
+    }
+
+    /// Has it run on these CPUs of the host, if the host has any of them.
+    pub fn set_affinity(&self, cpus: CpuSet) {
+        let mut affinity = lock(&self.affinity);
+        if matches!(*affinity, Affinity::Ended) {
+            return;
+        }
+        match cpus.apply(self.host.tid()) {
+            Ok(()) => *affinity = Affinity::Own(Box::new(cpus)),
+            Err(errno) => tracing::debug!(tid = self.tid(), %errno, "a thread's CPUs are not this host's"),
+        }
+    }
+
+    /// A new thread runs where the one runs that made it.
+    pub fn inherit_affinity(&self, maker: &Self) {
+        let cpus = match &*lock(&maker.affinity) {
+            Affinity::Own(cpus) => **cpus,
+            Affinity::Node | Affinity::Ended => return,
+        };
+        self.set_affinity(cpus);
+    }
+
+    /// Gives the host thread back, with the node's own CPUs.
+    pub fn leave_host_thread(&self) {
+        let before = std::mem::replace(&mut *lock(&self.affinity), Affinity::Ended);
+        if !matches!(before, Affinity::Own(_)) {
+            return;
+        }
+        if let Some(all) = CpuSet::of(std::process::id() as i32)
+            && let Err(errno) = all.apply(self.host.tid())
+        {
+            tracing::debug!(%errno, "a host thread keeps a guest thread's CPUs");
+        }
     }
 
     /// Has it look for signals, or for its end: at once, wherever it is.

@@ -139,16 +139,12 @@ fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -
         libc::SYS_setrlimit if limits::is_local(args[0]) => limits::setrlimit(guest, cpu, args).into(),
         libc::SYS_prlimit64 if limits::is_own(guest, args) => limits::prlimit(guest, cpu, args).into(),
         libc::SYS_sched_yield => scheduling::sched_yield(),
-        libc::SYS_sched_getaffinity => scheduling::getaffinity(guest, cpu, args).into(),
-        libc::SYS_sched_setaffinity => scheduling::setaffinity(guest, cpu, args).into(),
-        libc::SYS_sched_getscheduler => Outcome::Return(0),
-        libc::SYS_sched_setscheduler => scheduling::setscheduler(guest, cpu, args[1], args[2]).into(),
-        libc::SYS_sched_setparam => scheduling::setscheduler(guest, cpu, 0, args[1]).into(),
-        libc::SYS_sched_getparam => scheduling::getparam(guest, cpu, args).into(),
+        libc::SYS_sched_getaffinity => return scheduling::getaffinity(guest, cpu, args),
+        libc::SYS_sched_setaffinity => return scheduling::setaffinity(guest, cpu, args),
+        libc::SYS_sched_setscheduler => return scheduling::setscheduler(guest, cpu, args),
         libc::SYS_sched_get_priority_max | libc::SYS_sched_get_priority_min => {
             scheduling::priority(args, number == libc::SYS_sched_get_priority_max).into()
         }
-        libc::SYS_sched_rr_get_interval => scheduling::rr_interval(guest, cpu, args).into(),
         libc::SYS_ppoll | libc::SYS_pselect6 | libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2 => {
             return masks::with_mask(guest, cpu, nr as u32, args);
         }

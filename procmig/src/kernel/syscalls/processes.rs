@@ -196,6 +196,7 @@ fn new_thread(guest: &mut GuestThread, cpu: &mut UserCpu, request: Request, perm
     if request.flags & CLONE_CHILD_CLEARTID != 0 {
         child.thread.clear_tid.store(request.child_tid, Ordering::Relaxed);
     }
+    child.thread.inherit_affinity(&guest.thread);
     write_parent_tid(guest, cpu, request, tid);
     worker.run(move |cpu| child.run(cpu, start));
     Ok(tid as u64)
@@ -305,6 +306,7 @@ fn fork_process(
     if request.flags & CLONE_CHILD_CLEARTID != 0 {
         thread.thread.clear_tid.store(request.child_tid, Ordering::Relaxed);
     }
+    thread.thread.inherit_affinity(&guest.thread);
     Ok((child, thread))
 }
 

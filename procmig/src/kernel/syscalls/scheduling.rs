@@ -1,9 +1,13 @@
-//! Scheduling calls. The host's scheduler runs the threads; guests see its CPUs and one policy.
+//! Scheduling calls. Policies and CPU sets are the deputy's, where home's kernel keeps its rules for
+//! them; the host's scheduler runs the threads, and is told of the CPU sets.
 
-use super::{CallResult, Outcome};
+use super::{CallResult, Outcome, forward};
+use crate::kernel::affinity::{CpuSet, MASK};
 use crate::kernel::guest::GuestThread;
+use crate::kernel::thread::Thread;
 use crate::usermem::UserMemory;
 use nix::errno::Errno;
+use std::sync::Arc;
 use vmm::addr::GuestVirtAddr;
 use vmm::user_cpu::UserCpu;
 
@@ -11,58 +15,61 @@ const SCHED_OTHER: u64 = 0;
 const SCHED_BATCH: u64 = 3;
 const SCHED_IDLE: u64 = 5;
 const RESET_ON_FORK: u64 = 0x4000_0000;
-/// Bytes of the masks that guests see, as a kernel for 1024 CPUs.
-const MASK: usize = 128;
 
 pub fn sched_yield() -> Outcome {
     std::thread::yield_now();
     Outcome::Return(0)
 }
 
-/// The CPUs that the node may use.
-fn cpus() -> [u8; MASK] {
-    let mut mask = [0; MASK];
-    // SAFETY: the buffer is ours and as long as is said; the call fills it from its start.
-    let filled = unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, MASK, mask.as_mut_ptr()) };
-    if filled <= 0 {
-        mask[0] = 1;
+/// The call with its length cut to what there is at most, as the kernel cuts it.
+fn cut(args: &[u64; 6]) -> [u64; 6] {
+    let mut args = *args;
+    args[1] = u64::from(args[1] as u32).min(MASK as u64);
+    args
+}
+
+pub fn getaffinity(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Outcome {
+    forward::forward(guest, cpu, libc::SYS_sched_getaffinity as u32, &cut(args))
+}
+
+/// Home's kernel checks the set and keeps it; the threads' host threads run by it.
+pub fn setaffinity(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Outcome {
+    let args = cut(args);
+    let outcome = forward::forward(guest, cpu, libc::SYS_sched_setaffinity as u32, &args);
+    if outcome == Outcome::Return(0) {
+        let mut wanted = [0; MASK];
+        let length = args[1] as usize;
+        let read = guest.with_memory(cpu, |memory| memory.read(GuestVirtAddr(args[2]), &mut wanted[..length]));
+        if let (Ok(()), Some(thread)) = (read, target(guest, args[0] as i32)) {
+            thread.set_affinity(CpuSet::new(wanted));
+        }
     }
-    mask
+    outcome
 }
 
-pub fn getaffinity(guest: &GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> CallResult {
-    let mask = cpus();
-    let used = mask.iter().rposition(|&byte| byte != 0).map_or(8, |last| (last + 1).next_multiple_of(8));
-    let length = args[1] as usize;
-    if length < used || !length.is_multiple_of(8) {
-        return Err(Errno::EINVAL);
+/// The guest thread that a call names, if it is one of this node.
+fn target(guest: &GuestThread, tid: i32) -> Option<Arc<Thread>> {
+    if tid == 0 {
+        return Some(guest.thread.clone());
     }
-    let known = length.min(MASK).min(used.max(8));
-    guest.with_memory(cpu, |memory| memory.write(GuestVirtAddr(args[2]), &mask[..known]))?;
-    Ok(known as u64)
+    guest.process.thread(tid).or_else(|| guest.kernel().processes().iter().find_map(|process| process.thread(tid)))
 }
 
-/// The mask is checked and else left to the balancer: a process may move to a host with other CPUs.
-pub fn setaffinity(guest: &GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> CallResult {
-    let mut wanted = [0; MASK];
-    let length = (args[1] as usize).min(MASK);
-    guest.with_memory(cpu, |memory| memory.read(GuestVirtAddr(args[2]), &mut wanted[..length]))?;
-    if wanted.iter().zip(cpus()).any(|(wanted, have)| wanted & have != 0) { Ok(0) } else { Err(Errno::EINVAL) }
-}
-
-pub fn setscheduler(guest: &GuestThread, cpu: &mut UserCpu, policy: u64, parameter: u64) -> CallResult {
-    let priority = guest.with_memory(cpu, |memory| memory.read_u32(GuestVirtAddr(parameter)))?;
-    match policy & !RESET_ON_FORK {
-        SCHED_OTHER | SCHED_BATCH | SCHED_IDLE if priority == 0 => Ok(0),
-        SCHED_OTHER | SCHED_BATCH | SCHED_IDLE => Err(Errno::EINVAL),
-        1 | 2 if (1..=99).contains(&priority) => Err(Errno::EPERM),
-        _ => Err(Errno::EINVAL),
+/// Real-time policies are refused: what runs here is a share of a machine, not the machine.
+pub fn setscheduler(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Outcome {
+    match real_time(guest, cpu, args) {
+        Ok(true) => Err(Errno::EPERM).into(),
+        Ok(false) => forward::forward(guest, cpu, libc::SYS_sched_setscheduler as u32, args),
+        Err(errno) => Err(errno).into(),
     }
 }
 
-pub fn getparam(guest: &GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> CallResult {
-    guest.with_memory(cpu, |memory| memory.write_u32(GuestVirtAddr(args[1]), 0))?;
-    Ok(0)
+fn real_time(guest: &GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Result<bool, Errno> {
+    if (args[0] as i32) < 0 || !matches!(args[1] as u32 as u64 & !RESET_ON_FORK, 1 | 2) {
+        return Ok(false);
+    }
+    let priority = guest.with_memory(cpu, |memory| memory.read_u32(GuestVirtAddr(args[2])))?;
+    Ok((1..=99).contains(&priority))
 }
 
 pub fn priority(args: &[u64; 6], highest: bool) -> CallResult {
@@ -71,9 +78,4 @@ pub fn priority(args: &[u64; 6], highest: bool) -> CallResult {
         SCHED_OTHER | SCHED_BATCH | SCHED_IDLE => Ok(0),
         _ => Err(Errno::EINVAL),
     }
-}
-
-pub fn rr_interval(guest: &GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> CallResult {
-    super::sleep::write_time(guest, cpu, args[1], 4_000_000)?;
-    Ok(0)
 }
