@@ -122,6 +122,8 @@ fn a_damaged_message_is_an_error_at_worst() {
         limits: vec![(7, 1024, 4096)],
         trace: false,
         report: true,
+        memory_limit: Some(1 << 20),
+        max_threads: Some(3),
     };
     let framed = |kind: u8, bytes: Vec<u8>| [&[kind][..], &bytes].concat();
     let op = |op: &Op| framed(4, postcard::to_stdvec(op).expect("an operation"));

@@ -19,6 +19,8 @@ cases! {
     a_static_program_starts_programs: program("vfork", Linking::Static, []).status(21);
     signals_arrive_as_they_should: program("signals", Linking::Dynamic, []);
     signals_arrive_in_a_static_program: program("signals", Linking::Static, []);
+    signals_reach_the_right_thread: program("whom", Linking::Dynamic, []);
+    signals_reach_the_right_thread_of_a_static_program: program("whom", Linking::Static, []);
     clocks_agree_and_never_go_back: program("clock", Linking::Dynamic, []);
     clocks_agree_in_a_static_program: program("clock", Linking::Static, []);
     the_less_usual_calls_work: program("corners", Linking::Dynamic, []);

@@ -96,17 +96,10 @@ impl GuestThread {
         // No handler has taken it into its frame: the call that replaced the mask is over.
         let mut own = lock(&self.thread.signals);
         if let Some(mask) = own.saved_mask.take() {
-            own.mask = mask;
-            if self.has_deliverable(&own.pending.set(), mask) {
-                drop(own);
-                self.thread.notify();
-            }
+            let during = std::mem::replace(&mut own.mask, mask);
+            drop(own);
+            self.mask_changed(during, mask);
         }
-    }
-
-    fn has_deliverable(&self, own: &SignalSet, mask: SignalSet) -> bool {
-        // The process's signals are looked at by the next round too.
-        !(*own & !mask).is_empty()
     }
 
     /// Does what a signal without handler does; `true` if the process ends by it.
@@ -170,7 +163,10 @@ impl GuestThread {
         if action.flags & SA_NODEFER == 0 {
             mask.insert(info.signal());
         }
-        own.mask = mask.blockable();
+        let mask = mask.blockable();
+        let blocked = mask & !std::mem::replace(&mut own.mask, mask);
+        drop(own);
+        self.process.pass_on(blocked);
         Ok(())
     }
 
@@ -181,11 +177,12 @@ impl GuestThread {
         !((own.pending.set() | signals.pending.set()) & !own.mask).is_empty()
     }
 
-    /// Looks anew for signals after the mask has changed.
-    pub fn mask_changed(&self) {
+    /// Looks anew for signals after the mask has changed, or leaves them to others.
+    pub fn mask_changed(&self, old: SignalSet, new: SignalSet) {
         if self.signal_waits() {
             self.thread.notify();
         }
+        self.process.pass_on(new & !old);
     }
 }
 

@@ -9,6 +9,7 @@ use super::thread::{Thread, ThreadSignals};
 use crate::channel::CallChannel;
 use crate::mm::{Access, AddressSpace, FaultError, ProcessMemory};
 use crate::signal::info;
+use crate::signal::set::SignalSet;
 use crate::usermem::UserMemory;
 use crate::wire::op::Op;
 use nix::errno::Errno;
@@ -309,6 +310,7 @@ impl GuestThread {
         self.thread.leave_host_thread();
         cpu.reset();
         if !last {
+            self.process.pass_on(SignalSet::ALL);
             let Ok(idle) = std::os::unix::net::UnixStream::pair() else { return };
             if self.thread.tid() == self.process.pid {
                 let channel = std::mem::replace(&mut self.channel, CallChannel::new(idle.0));

@@ -451,6 +451,11 @@ impl Process {
 
     /// Sends a signal to the process: any thread that does not block it gets it. `false` if too many wait.
     pub fn post(&self, info: SigInfo) -> bool {
+        self.post_preferring(info, None)
+    }
+
+    /// As [`Process::post`]; `first` gets it unless it blocks it.
+    pub fn post_preferring(&self, info: SigInfo, first: Option<&Arc<Thread>>) -> bool {
         let signal = info.signal();
         if signal == libc::SIGCONT {
             self.resume();
@@ -477,12 +482,41 @@ impl Process {
             if signals.pending.push(info, self.pending_limit().saturating_sub(others)).is_err() {
                 return false;
             }
-            threads.iter().find(|thread| awaited(thread)).cloned()
+            first.into_iter().chain(&threads).find(|thread| awaited(thread)).cloned()
         };
         if let Some(thread) = target {
             thread.notify();
         }
         true
+    }
+
+    /// A thread that may have been chosen for signals of the process has come to block them, or has
+    /// ended: others look for those.
+    pub fn pass_on(&self, signals: SignalSet) {
+        let waiting = lock(&self.signals).pending.set() & signals;
+        if waiting.is_empty() {
+            return;
+        }
+        let threads = self.threads();
+        for signal in waiting.iter() {
+            let open = |thread: &&Arc<Thread>| {
+                let own = lock(&thread.signals);
+                own.awaited.contains(signal) || !own.mask.contains(signal)
+            };
+            if let Some(thread) = threads.iter().find(open) {
+                thread.notify();
+            }
+        }
+    }
+
+    /// The thread whose turn it is to be told of the process's CPU time: the one that has used most
+    /// of it since its last turn.
+    pub fn charge(&self) -> Option<Arc<Thread>> {
+        let timed = self.threads().into_iter().map(|thread| (thread.cpu_time(), thread));
+        let (now, thread) =
+            timed.max_by_key(|(now, thread)| now.saturating_sub(thread.charged.load(Ordering::Relaxed)))?;
+        thread.charged.store(now, Ordering::Relaxed);
+        Some(thread)
     }
 
     /// Sends a signal to one thread; `false` if too many wait.

@@ -70,6 +70,8 @@ pub struct Thread {
     /// The host thread that runs it.
     host: HostThread,
     affinity: Mutex<Affinity>,
+    /// CPU time in nanoseconds at its last turn to be told of the process's CPU time.
+    pub charged: AtomicU64,
 }
 
 impl Thread {
@@ -89,6 +91,7 @@ impl Thread {
             tally: Tally::default(),
             host,
             affinity: Mutex::default(),
+            charged: AtomicU64::new(0),
         })
     }
 

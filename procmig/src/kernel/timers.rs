@@ -22,8 +22,17 @@ const TICK: u64 = 4_000_000;
 pub enum Counts {
     /// Time of the host's monotonic clock.
     Time,
-    /// CPU time of the process.
-    Cpu,
+    /// CPU time of the process with this PID.
+    ProcessCpu(i32),
+    /// CPU time of the process's own thread with this TID.
+    ThreadCpu(i32),
+}
+
+impl Counts {
+    /// Whether it is CPU time, which passes slower than time.
+    pub fn is_cpu(self) -> bool {
+        self != Self::Time
+    }
 }
 
 /// What a timer does when it expires.
@@ -152,10 +161,13 @@ pub fn monotonic() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-fn count(process: &Process, counts: Counts) -> u64 {
+/// What has been counted, in nanoseconds; `None` if what uses the CPU time has ended.
+pub fn count(process: &Process, counts: Counts) -> Option<u64> {
     match counts {
-        Counts::Time => monotonic(),
-        Counts::Cpu => process.cpu_time(),
+        Counts::Time => Some(monotonic()),
+        Counts::ProcessCpu(pid) if pid == process.pid => Some(process.cpu_time()),
+        Counts::ProcessCpu(pid) => Some(process.kernel.process(pid)?.cpu_time()),
+        Counts::ThreadCpu(tid) => Some(process.thread(tid)?.cpu_time()),
     }
 }
 
@@ -197,14 +209,17 @@ impl Timers {
     }
 
     fn expire(&self, process: &Arc<Process>, due: &Due) {
-        let (notice, overrun) = {
+        let (notice, overrun, counts) = {
             let mut timers = lock(&process.timers);
             let Some(timer) = timers.timers.get_mut(&due.id).filter(|timer| timer.generation == due.generation) else {
                 return;
             };
             timer.due = None;
             let Some(deadline) = timer.deadline else { return };
-            let now = count(process, timer.counts);
+            let Some(now) = count(process, timer.counts) else {
+                timer.deadline = None;
+                return;
+            };
             if now < deadline {
                 // CPU time passes slower than time.
                 timer.due = Some(self.push(process.pid, due.id, due.generation, deadline - now, timer.counts));
@@ -220,13 +235,17 @@ impl Timers {
                 timer.due = Some(self.push(process.pid, due.id, due.generation, wait, timer.counts));
             }
             timer.overrun = missed;
-            (timer.notice.clone(), missed)
+            (timer.notice.clone(), missed, timer.counts)
         };
         let make = |signal, value| {
             if due.id < 0 { info::kernel(signal) } else { info::timer(signal, due.id, overrun, value) }
         };
         match notice {
             Notice::None => {}
+            // As Linux, which sends it when the time of a running thread is counted.
+            Notice::Process { signal, value } if counts == Counts::ProcessCpu(process.pid) => {
+                process.post_preferring(make(signal, value), process.charge().as_ref());
+            }
             Notice::Process { signal, value } => {
                 process.post(make(signal, value));
             }
@@ -240,7 +259,7 @@ impl Timers {
     }
 
     fn push(&self, pid: i32, id: i32, generation: u64, wait: u64, counts: Counts) -> Instant {
-        let wait = if counts == Counts::Cpu { wait.max(TICK) } else { wait };
+        let wait = if counts.is_cpu() { wait.max(TICK) } else { wait };
         let at = Instant::now() + Duration::from_nanos(wait);
         let mut queue = lock(&self.queue);
         let first = queue.first().is_none_or(|due| at < due.at);
@@ -266,7 +285,7 @@ impl Timers {
         timers.generation += 1;
         let generation = timers.generation;
         let timer = timers.timers.get_mut(&id)?;
-        let now = count(process, timer.counts);
+        let now = count(process, timer.counts).unwrap_or(0);
         let old = left(timer, now);
         self.take_out(process.pid, id, timer);
         timer.generation = generation;
@@ -284,7 +303,7 @@ impl Timers {
     pub fn look(&self, process: &Process, id: i32) -> Option<(u64, u64)> {
         let timers = lock(&process.timers);
         let timer = timers.timers.get(&id)?;
-        Some(left(timer, count(process, timer.counts)))
+        Some(left(timer, count(process, timer.counts).unwrap_or(u64::MAX)))
     }
 
     /// Deletes a timer; `false` if there is none.

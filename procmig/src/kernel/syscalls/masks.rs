@@ -11,23 +11,24 @@ use vmm::user_cpu::UserCpu;
 
 /// Replaces the mask until the call is over; a handler's frame then takes the old one back.
 pub fn replace_mask(guest: &GuestThread, mask: SignalSet) {
-    {
+    let mask = mask.blockable();
+    let old = {
         let mut own = lock(&guest.thread.signals);
-        let old = own.mask;
+        let old = std::mem::replace(&mut own.mask, mask);
         own.saved_mask.get_or_insert(old);
-        own.mask = mask.blockable();
-    }
-    guest.mask_changed();
+        old
+    };
+    guest.mask_changed(old, mask);
 }
 
 /// Puts the mask back that [`replace_mask`] has replaced.
 pub fn restore_mask(guest: &GuestThread) {
-    {
+    let (old, mask) = {
         let mut own = lock(&guest.thread.signals);
         let Some(mask) = own.saved_mask.take() else { return };
-        own.mask = mask;
-    }
-    guest.mask_changed();
+        (std::mem::replace(&mut own.mask, mask), mask)
+    };
+    guest.mask_changed(old, mask);
 }
 
 /// `ppoll` and its kin: the mask is applied here, the wait is at home.

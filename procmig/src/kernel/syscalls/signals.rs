@@ -43,9 +43,7 @@ pub fn sigprocmask(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) 
     if args[2] != 0 {
         guest.with_memory(cpu, |memory| memory.write_u64(GuestVirtAddr(args[2]), old.0))?;
     }
-    if !(old & !new).is_empty() {
-        guest.mask_changed();
-    }
+    guest.mask_changed(old, new);
     Ok(0)
 }
 
@@ -131,12 +129,12 @@ pub fn sigreturn(guest: &mut GuestThread, cpu: &mut UserCpu) -> Outcome {
     match loaded {
         Some(restored) => {
             *cpu.regs_mut() = restored.regs;
-            {
+            let old = {
                 let mut own = lock(&guest.thread.signals);
-                own.mask = restored.mask;
                 own.altstack = restored.altstack;
-            }
-            guest.mask_changed();
+                std::mem::replace(&mut own.mask, restored.mask)
+            };
+            guest.mask_changed(old, restored.mask);
         }
         None => guest.force(info::kernel(libc::SIGSEGV)),
     }
@@ -205,7 +203,6 @@ pub fn kill(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Outc
         return forward::forward(guest, cpu, libc::SYS_kill as u32, args);
     }
     let uid = lock(&guest.process.identity).ids.uid;
-    // To this thread if it takes it, so that the signal is there before the call returns.
     let info = info::kill(signal, pid, uid);
     guest.process.post(info);
     Outcome::Return(0)

@@ -4,7 +4,7 @@ use super::CallResult;
 use super::sleep::{read_time, write_time};
 use crate::kernel::guest::GuestThread;
 use crate::kernel::lock;
-use crate::kernel::timers::{Counts, Notice, Timer, interval, is_thread_of};
+use crate::kernel::timers::{Counts, Notice, Timer, count, interval, is_thread_of};
 use crate::usermem::UserMemory;
 use crate::vdso::clock::resolution;
 use nix::errno::Errno;
@@ -19,25 +19,23 @@ fn read_clock(guest: &GuestThread, clock: i32) -> Result<u64, Errno> {
     match clock {
         libc::CLOCK_PROCESS_CPUTIME_ID => Ok(guest.process.cpu_time()),
         libc::CLOCK_THREAD_CPUTIME_ID => Ok(guest.thread.cpu_time()),
-        clock if clock < 0 => cpu_clock(guest, clock),
+        clock if clock < 0 => count(&guest.process, cpu_clock(guest, clock)?).ok_or(Errno::EINVAL),
         _ => Err(Errno::EINVAL),
     }
 }
 
-/// CPU clocks by PID or TID, in the kernel's encoding (`pthread_getcpuclockid`).
-fn cpu_clock(guest: &GuestThread, clock: i32) -> Result<u64, Errno> {
+/// What a CPU clock by PID or TID, in the kernel's encoding (`pthread_getcpuclockid`), counts.
+fn cpu_clock(guest: &GuestThread, clock: i32) -> Result<Counts, Errno> {
     let id = !(clock >> 3);
     let per_thread = clock & 4 != 0;
     if clock & 3 == 3 {
         return Err(Errno::EINVAL);
     }
-    if per_thread {
-        let thread = if id == 0 { Some(guest.thread.clone()) } else { guest.process.thread(id) };
-        Ok(thread.ok_or(Errno::EINVAL)?.cpu_time())
-    } else if id == 0 || id == guest.process.pid {
-        Ok(guest.process.cpu_time())
-    } else {
-        Ok(guest.kernel().process(id).ok_or(Errno::EINVAL)?.cpu_time())
+    match id {
+        0 if per_thread => Ok(Counts::ThreadCpu(guest.thread.tid())),
+        0 => Ok(Counts::ProcessCpu(guest.process.pid)),
+        tid if per_thread => guest.process.thread(tid).map(|_| Counts::ThreadCpu(tid)).ok_or(Errno::EINVAL),
+        pid => guest.kernel().process(pid).map(|_| Counts::ProcessCpu(pid)).ok_or(Errno::EINVAL),
     }
 }
 
@@ -90,8 +88,8 @@ pub fn time(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Call
 fn interval_timer(guest: &GuestThread, which: u64) -> Result<i32, Errno> {
     let (id, counts, signal) = match which as i32 {
         0 => (interval::REAL, Counts::Time, libc::SIGALRM),
-        1 => (interval::VIRTUAL, Counts::Cpu, libc::SIGVTALRM),
-        2 => (interval::PROF, Counts::Cpu, libc::SIGPROF),
+        1 => (interval::VIRTUAL, Counts::ProcessCpu(guest.process.pid), libc::SIGVTALRM),
+        2 => (interval::PROF, Counts::ProcessCpu(guest.process.pid), libc::SIGPROF),
         _ => return Err(Errno::EINVAL),
     };
     let timer = Timer::new(counts, libc::CLOCK_MONOTONIC, Notice::Process { signal, value: 0 });
@@ -154,11 +152,9 @@ pub fn timer_create(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6])
     const SIGEV_THREAD_ID: u32 = 4;
     let clock = args[0] as i32;
     let counts = match clock {
-        libc::CLOCK_PROCESS_CPUTIME_ID | libc::CLOCK_THREAD_CPUTIME_ID => Counts::Cpu,
-        clock if clock < 0 => {
-            cpu_clock(guest, clock)?;
-            Counts::Cpu
-        }
+        libc::CLOCK_PROCESS_CPUTIME_ID => Counts::ProcessCpu(guest.process.pid),
+        libc::CLOCK_THREAD_CPUTIME_ID => Counts::ThreadCpu(guest.thread.tid()),
+        clock if clock < 0 => cpu_clock(guest, clock)?,
         clock if guest.kernel().now(clock).is_some() => Counts::Time,
         _ => return Err(Errno::EINVAL),
     };
@@ -216,7 +212,7 @@ pub fn timer_settime(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]
     let absolute = args[1] & libc::TIMER_ABSTIME as u64 != 0;
     let mut exact = false;
     if absolute && value != 0 {
-        if counts == Counts::Cpu {
+        if counts.is_cpu() {
             exact = true;
         } else {
             // A time that has passed expires at once.
