@@ -124,11 +124,15 @@ static void sockets(void)
     char control[CMSG_SPACE(sizeof(int))], text[64] = {0};
     struct iovec part = {text, 64};
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    memset(control, 0x5a, sizeof control);
     CHECK(recvmsg(pair[0], &message, MSG_CMSG_CLOEXEC) == 17 && strcmp(text, "with a descriptor") == 0);
     int received;
     struct cmsghdr *header = CMSG_FIRSTHDR(&message);
     CHECK(header && header->cmsg_type == SCM_RIGHTS);
     memcpy(&received, CMSG_DATA(header), sizeof received);
+    // What pads control data is not written.
+    for (size_t at = CMSG_LEN(sizeof(int)); at < sizeof control; at++)
+        CHECK(control[at] == 0x5a);
     CHECK(received != made && write(received, "passed on", 9) == 9 && lseek(made, 0, SEEK_CUR) == 9);
     CHECK(fcntl(received, F_GETFD) == FD_CLOEXEC);
     reap(child);

@@ -179,9 +179,7 @@ pub(super) fn take_message(at: u64, sections: &mut Sections, memory: &dyn UserMe
     if control.len() > header.control_length {
         return Err(Errno::EIO);
     }
-    if !control.is_empty() {
-        memory.write(GuestVirtAddr(header.control), control)?;
-    }
+    write_control(header.control, control, memory)?;
     let field = |offset: u64| at.checked_add(offset).map(GuestVirtAddr).ok_or(Errno::EFAULT);
     if header.name != 0 {
         memory.write_u32(field(8)?, name_length)?;
@@ -189,6 +187,21 @@ pub(super) fn take_message(at: u64, sections: &mut Sections, memory: &dyn UserMe
     memory.write_u64(field(40)?, u64::from(control_length))?;
     memory.write_u32(field(48)?, flags)?;
     Ok(length)
+}
+
+/// Writes received control data but for the padding between its parts, which the kernel leaves as it was.
+fn write_control(at: u64, control: &[u8], memory: &dyn UserMemory) -> Result<(), Errno> {
+    const HEAD: usize = 16;
+    let mut from = 0;
+    while let Some(head) = control.get(from..from + 8) {
+        let length = u64::from_le_bytes(std::array::from_fn(|k| head[k]));
+        let part = usize::try_from(length).ok().filter(|&length| length >= HEAD).ok_or(Errno::EIO)?;
+        let end = from.checked_add(part).filter(|&end| end <= control.len()).ok_or(Errno::EIO)?;
+        let to = at.checked_add(from as u64).ok_or(Errno::EFAULT)?;
+        memory.write(GuestVirtAddr(to), &control[from..end])?;
+        from = end.next_multiple_of(8);
+    }
+    Ok(())
 }
 
 /// Writes received messages.
