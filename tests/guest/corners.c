@@ -260,6 +260,12 @@ static void process(void)
     snprintf(path, sizeof path, "/proc/%d/exe", getpid());
     char other[4096] = {0};
     CHECK(readlink(path, other, sizeof other - 1) > 0 && strcmp(exe, other) == 0);
+    FILE *maps = fopen("/proc/self/maps", "r");
+    CHECK(maps != NULL);
+    while (fgets(other, sizeof other, maps) != NULL)
+        if (strstr(other, "[vdso]") != NULL)
+            CHECK(strstr(other, " r-xp 00000000 00:00 0 ") != NULL);
+    CHECK(fclose(maps) == 0);
     OK("names");
     struct rlimit limit, lower = {20, 40};
     CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur > 40 && setrlimit(RLIMIT_NOFILE, &lower) == 0);

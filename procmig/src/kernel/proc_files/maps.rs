@@ -1,6 +1,6 @@
 //! `/proc/PID/maps`: the areas of an address space.
 
-use crate::mm::{Backing, Protection, Region};
+use crate::mm::{Backing, Protection, Region, RegionFlags};
 use std::fmt::Write as _;
 
 /// The file of a process with these areas.
@@ -16,6 +16,8 @@ pub(super) fn maps(regions: &[Region]) -> Vec<u8> {
         let right = |flag, letter| if region.protection.contains(flag) { letter } else { '-' };
         let (offset, device, inode) = match &region.backing {
             Backing::Anonymous => (0, 0, 0),
+            // Linux shows its own as private and from 0 on.
+            Backing::Object { .. } if region.flags.contains(RegionFlags::SPECIAL) => (0, 0, 0),
             Backing::Object { object, offset } => {
                 let (device, inode) = object.identity().map_or((0, 0), |id| (id.device, id.inode));
                 (*offset, device, inode)
@@ -31,7 +33,7 @@ pub(super) fn maps(regions: &[Region]) -> Vec<u8> {
             right(Protection::READ, 'r'),
             right(Protection::WRITE, 'w'),
             right(Protection::EXECUTE, 'x'),
-            if region.is_shared() { 's' } else { 'p' },
+            if region.is_shared() && !region.flags.contains(RegionFlags::SPECIAL) { 's' } else { 'p' },
             offset,
             nix::sys::stat::major(device),
             nix::sys::stat::minor(device),
