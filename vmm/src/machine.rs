@@ -7,6 +7,7 @@ use crate::hypervisor::{Hypervisor, HypervisorError, Vcpu, VcpuSetup, Vm};
 use crate::ram::{Backing, GuestRam};
 use crate::table_frames::TableFrames;
 use crate::user_cpu::UserCpu;
+use crate::windows::WindowFrames;
 use crate::{entry, paging};
 use guest_shim::code;
 use guest_shim::layout::{self, page, selector, table, vcpu};
@@ -57,6 +58,7 @@ pub struct Machine {
     ram: Arc<GuestRam>,
     frames: FrameAllocator,
     tables: TableFrames,
+    windows: WindowFrames,
     vcpus: AtomicU32,
     max_vcpus: u32,
     modes: OnceLock<entry::Modes>,
@@ -85,6 +87,7 @@ impl Machine {
             vm,
             frames,
             tables: TableFrames::default(),
+            windows: WindowFrames::default(),
             ram,
             vcpus: AtomicU32::new(0),
             max_vcpus: hypervisor.info().max_vcpus.min(layout::MAX_VCPUS),
@@ -108,6 +111,10 @@ impl Machine {
     /// Frames of page tables.
     pub fn tables(&self) -> &TableFrames {
         &self.tables
+    }
+
+    pub(crate) fn windows(&self) -> &WindowFrames {
+        &self.windows
     }
 
     /// Where system calls land.

@@ -1,9 +1,12 @@
 //! The node VM's physical memory: one area of this process, backed as it is touched.
 
 use crate::addr::{Frame, GuestPhysAddr, LARGE_PAGE_SIZE, PAGE_SIZE};
+use crate::guard::Guard;
+use crate::windows::Shown;
 use std::fs;
 use std::io;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{Bytes, FileOffset, VolatileMemory, VolatileSlice};
@@ -33,6 +36,8 @@ impl Backing {
 /// copied in and out and no reference into it is ever given away.
 #[derive(Debug)]
 pub struct GuestRam {
+    /// Which parts are windows, once there was one. Dropped before the memory.
+    guard: OnceLock<Guard>,
     region: MmapRegion,
     backing: Backing,
 }
@@ -50,7 +55,7 @@ impl GuestRam {
         };
         let region = MmapRegion::build(file, bytes as usize, protection, flags | libc::MAP_NORESERVE)
             .map_err(io::Error::other)?;
-        Ok(Self { region, backing })
+        Ok(Self { guard: OnceLock::new(), region, backing })
     }
 
     /// Bytes.
@@ -130,6 +135,11 @@ impl GuestRam {
 
     /// Gives `count` frames back to the host: they read as zeros from now on.
     pub fn punch(&self, first: Frame, count: u32) {
+        if self.has_window(first.address(), u64::from(count) * PAGE_SIZE) {
+            // It would be cut out of the file that the window shows.
+            tracing::error!(first = first.0, count, "a frame of a window was freed");
+            return;
+        }
         let advice = match self.backing {
             Backing::MemoryFile => libc::MADV_REMOVE,
             Backing::Anonymous => libc::MADV_DONTNEED,
@@ -148,6 +158,95 @@ impl GuestRam {
         self.advise(at, bytes, libc::MADV_NOHUGEPAGE);
     }
 
+    fn has_window(&self, at: GuestPhysAddr, bytes: u64) -> bool {
+        self.guard.get().is_some_and(|guard| guard.is_set(at.raw() as usize, bytes as usize))
+    }
+
+    fn guard(&self) -> io::Result<&Guard> {
+        if self.guard.get().is_none() {
+            let guard = Guard::new(self.region.as_ptr() as usize, self.region.len())?;
+            // Another thread may have been first; then this one is dropped.
+            let _ = self.guard.set(guard);
+        }
+        self.guard.get().ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+    }
+
+    /// Shows something of the host's in a range that no guest has mapped, in place of what is there.
+    /// Whatever happens, no address of the range is ever without a mapping, where this process might be
+    /// given memory that the guest then shared.
+    ///
+    /// # Errors
+    /// As `mmap(2)`; what was there is there still.
+    pub(crate) fn show(&self, at: GuestPhysAddr, bytes: u64, shown: Shown<'_>, writable: bool) -> io::Result<()> {
+        let guard = self.guard()?;
+        let target = self.slice(at, bytes as usize).ptr_guard_mut().as_ptr().cast::<libc::c_void>();
+        let length = bytes as usize;
+        // First elsewhere: a mapping that fails in place would leave a hole.
+        // SAFETY: a new mapping at an address that the kernel chooses; with an old length of 0 `mremap`
+        // leaves the shared mapping that it copies as it is.
+        let made = unsafe {
+            match shown {
+                Shown::File(file, offset) => {
+                    let protection = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
+                    let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+                    libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, file.as_raw_fd(), offset)
+                }
+                Shown::Memory(address) => libc::mremap(address as *mut _, 0, length, libc::MREMAP_MAYMOVE),
+            }
+        };
+        if made == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        guard.set(at.raw() as usize, length, true);
+        // SAFETY: the range is this memory's own, into which nobody holds references.
+        let moved = unsafe { libc::mremap(made, length, length, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, target) };
+        if moved == libc::MAP_FAILED {
+            give_up("a window could not be put in its place");
+        }
+        Ok(())
+    }
+
+    /// Puts the node's own memory, which reads as zeros, in place of a window that no guest has mapped.
+    pub(crate) fn cover(&self, at: GuestPhysAddr, bytes: u64) {
+        let target = self.slice(at, bytes as usize).ptr_guard_mut().as_ptr().cast::<libc::c_void>();
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_FIXED | libc::MAP_NORESERVE;
+        let (flags, file, offset) = match self.region.file_offset() {
+            Some(file) => (flags | libc::MAP_SHARED, file.file().as_raw_fd(), file.start() + at.raw()),
+            None => (flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
+        };
+        // SAFETY: the range is this memory's own, into which nobody holds references.
+        let covered = unsafe { libc::mmap(target, bytes as usize, protection, flags, file, offset as libc::off_t) };
+        if covered == libc::MAP_FAILED {
+            give_up("a window could not be covered");
+        }
+        if let Some(guard) = self.guard.get() {
+            guard.set(at.raw() as usize, bytes as usize, false);
+        }
+    }
+
+    /// Has the host make the pages of a window ready to be read, or written too.
+    ///
+    /// # Errors
+    /// If a page cannot be had: it lies beyond the end of the file, cannot be read, or has no room.
+    pub fn make_ready(&self, at: GuestPhysAddr, bytes: u64, write: bool) -> io::Result<()> {
+        let target = self.slice(at, bytes as usize).ptr_guard_mut().as_ptr().cast::<libc::c_void>();
+        let advice = if write { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
+        loop {
+            // SAFETY: the range is within the mapping; pages are made present and nothing else.
+            if unsafe { libc::madvise(target, bytes as usize, advice) } == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::EINTR | libc::EAGAIN) => {}
+                // A kernel before 5.14, on which the access itself finds out.
+                Some(libc::EINVAL) => return Ok(()),
+                _ => return Err(error),
+            }
+        }
+    }
+
     fn advise(&self, at: GuestPhysAddr, bytes: u64, advice: libc::c_int) {
         let slice = self.slice(at, bytes as usize);
         let guard = slice.ptr_guard_mut();
@@ -158,6 +257,13 @@ impl GuestRam {
             tracing::debug!(advice, error = %io::Error::last_os_error(), "madvise");
         }
     }
+}
+
+/// The kernel has no memory left for a mapping and may have left a hole in guest memory, which the guest
+/// would share with whatever this process put there next.
+fn give_up(what: &str) -> ! {
+    tracing::error!(error = %io::Error::last_os_error(), what, "the node cannot go on");
+    std::process::abort()
 }
 
 fn memory_file(bytes: u64) -> io::Result<fs::File> {

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -81,15 +82,14 @@ fn may_execute(file: &File) -> Result<(), Errno> {
     if mount.flags().contains(nix::sys::statvfs::FsFlags::ST_NOEXEC) { Err(Errno::EACCES) } else { Ok(()) }
 }
 
-/// A copy of the guest's descriptor, to map the file.
-pub(super) fn map_file(fd: i32, write: bool) -> Result<(FileIdentity, OwnedFd), Errno> {
-    if descriptors::is_own(fd) {
+/// What the guest's descriptor is, to map the file. It is lent to the node, never copied: to close a copy
+/// would be to give up the process's locks on the file.
+pub(super) fn map_file(fd: i32, write: bool) -> Result<FileIdentity, Errno> {
+    if fd < 0 || descriptors::is_own(fd) {
         return Err(Errno::EBADF);
     }
-    // SAFETY: no pointers; the new descriptor is nobody else's.
-    let file = unsafe { File::from_raw_fd(Errno::result(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3))?) };
     // SAFETY: no pointers.
-    let flags = Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) })?;
+    let flags = Errno::result(unsafe { libc::fcntl(fd, libc::F_GETFL) })?;
     if flags & libc::O_PATH != 0 {
         return Err(Errno::EBADF);
     }
@@ -98,11 +98,16 @@ pub(super) fn map_file(fd: i32, write: bool) -> Result<(FileIdentity, OwnedFd), 
         libc::O_RDONLY if write => return Err(Errno::EACCES),
         _ => {}
     }
-    let (identity, _) = identity(&file)?;
-    if identity.mode & libc::S_IFMT != libc::S_IFREG {
-        return Err(Errno::ENODEV);
+    // SAFETY: the guest may close the number meanwhile, which makes `fstat` fail; it is not closed here.
+    let file = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
+    let (identity, meta) = identity(&file)?;
+    match identity.mode & libc::S_IFMT {
+        libc::S_IFREG => {}
+        // The device of zeros, which the node serves.
+        libc::S_IFCHR if meta.rdev() == libc::makedev(1, 5) => {}
+        _ => return Err(Errno::ENODEV),
     }
-    Ok((identity, file.into()))
+    Ok(identity)
 }
 
 /// Whether the guest's descriptor stands for a file that may be handed over.
@@ -118,16 +123,6 @@ pub(super) fn may_hand_over(fd: RawFd) -> bool {
             .is_ok_and(|(soft, _)| soft == libc::RLIM_INFINITY),
         kind => kind.is_some(),
     }
-}
-
-/// A copy of the guest's descriptor, to read and write the file.
-pub(super) fn hand_over(fd: i32) -> Result<((), OwnedFd), Errno> {
-    if !may_hand_over(fd) {
-        return Err(Errno::EOPNOTSUPP);
-    }
-    // SAFETY: no pointers; the new descriptor is nobody else's.
-    let copy = unsafe { OwnedFd::from_raw_fd(Errno::result(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3))?) };
-    Ok(((), copy))
 }
 
 /// A read-only file with this content, as a descriptor of the guest's.

@@ -55,8 +55,15 @@ pub(super) fn perform(op: Op, tid: i32, guest_blocks: u32) -> Next {
         }
         Op::Exit { status } => end::exit(status),
         Op::DieBySignal { signal } => end::die(signal),
-        Op::MapFile { fd, write } => file(|| files::map_file(fd, write)),
-        Op::HandOver { fd } => file(|| files::hand_over(fd)),
+        Op::MapFile { fd, write } => match files::map_file(fd, write) {
+            Ok(identity) => match postcard::to_stdvec(&identity) {
+                Ok(payload) => Next::Lend(payload, fd),
+                Err(_) => number(-i64::from(libc::EIO)),
+            },
+            Err(errno) => number(-(errno as i64)),
+        },
+        Op::HandOver { fd } if files::may_hand_over(fd) => Next::Lend(Vec::new(), fd),
+        Op::HandOver { .. } => number(-i64::from(libc::EOPNOTSUPP)),
         Op::SetDisposition { signal, disposition } => number(signals::set_disposition(signal, disposition)),
         Op::MemoryFile { name, content, close_on_exec } => number(
             files::memory_file(name, &content, close_on_exec).map_or_else(|errno| -(errno as i64), descriptors::give),

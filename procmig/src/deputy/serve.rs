@@ -40,6 +40,8 @@ pub(super) struct Server {
 pub(super) enum Next {
     /// Send this result and payload, with these descriptors, which are closed then.
     Pass(i64, Vec<u8>, Vec<Own>),
+    /// Send 0 and this payload, with a descriptor of the guest's, which stays open.
+    Lend(Vec<u8>, RawFd),
     /// There is no reply.
     Nothing,
     /// There is no reply, and the thread ends.
@@ -171,13 +173,10 @@ impl Server {
     fn finish_op(&mut self, seq: u32, next: Next) -> bool {
         match next {
             Next::Pass(ret, payload, descriptors) => {
-                let fits = self.reply.reserve(payload.len()).is_ok();
-                if fits {
-                    self.reply.payload()[..payload.len()].copy_from_slice(&payload);
-                }
                 let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-                self.send(seq, ret, if fits { payload.len() } else { 0 }, 0, &raw);
+                self.pass(seq, ret, &payload, &raw);
             }
+            Next::Lend(payload, descriptor) => self.pass(seq, 0, &payload, &[descriptor]),
             Next::Nothing => {}
             Next::End => return false,
             Next::Become(connection) => {
@@ -188,6 +187,14 @@ impl Server {
             }
         }
         true
+    }
+
+    fn pass(&mut self, seq: u32, ret: i64, payload: &[u8], descriptors: &[RawFd]) {
+        let fits = self.reply.reserve(payload.len()).is_ok();
+        if fits {
+            self.reply.payload()[..payload.len()].copy_from_slice(payload);
+        }
+        self.send(seq, ret, if fits { payload.len() } else { 0 }, 0, descriptors);
     }
 
     /// Puts the signals that a call raised behind the payload of its reply.
@@ -235,6 +242,8 @@ impl Server {
             let stream = ManuallyDrop::new(unsafe { UnixStream::from_raw_fd(fd) });
             match frame::send_with_descriptors(&stream, bytes, descriptors) {
                 Ok(count) => sent = count,
+                // The guest has closed it meanwhile, or has too many in flight: the reply goes without.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ETOOMANYREFS)) => {}
                 Err(_) => end::lost(),
             }
         }

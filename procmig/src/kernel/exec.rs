@@ -339,7 +339,6 @@ impl GuestThread {
         self.thread.clear_tid.store(0, Ordering::Relaxed);
         self.process.set_home_signals(SignalSet::EMPTY);
         self.kernel().timers.delete_posix(&self.process);
-        self.space.sync_all();
         self.process.saw_resident(self.space.resident());
         self.space.part(&self.thread.gate);
         image.space.join(&self.thread.gate);

@@ -7,7 +7,7 @@ use super::process::{Ending, Process};
 use super::syscalls::{self, Outcome};
 use super::thread::{Thread, ThreadSignals};
 use crate::channel::CallChannel;
-use crate::mm::{Access, AddressSpace, FaultError, ProcessMemory};
+use crate::mm::{Access, AddressSpace, FaultError, Gone, ProcessMemory};
 use crate::signal::info;
 use crate::signal::set::SignalSet;
 use crate::usermem::UserMemory;
@@ -34,6 +34,10 @@ pub struct Start {
     /// Where the thread's TID is to be written before it runs (`CLONE_CHILD_SETTID`).
     pub child_tid: Option<u64>,
 }
+
+/// How often in a row the host may fail to provide a page of a file that seems to be there: somebody may
+/// cut the file and extend it again, all the time.
+const MAX_UNBACKED: u32 = 1000;
 
 /// Why a forwarded call cannot go on: the deputy is gone.
 #[derive(Debug)]
@@ -128,6 +132,7 @@ impl GuestThread {
 
     /// Runs until the thread must end.
     pub fn go(&mut self, cpu: &mut UserCpu) {
+        let mut unbacked = 0;
         loop {
             if self.thread.has_attention() && !self.attend(cpu) {
                 return;
@@ -150,12 +155,21 @@ impl GuestThread {
                 Ok(UserEvent::Exception(exception)) => self.exception(cpu, exception),
                 Ok(UserEvent::Interrupted) => {}
                 Ok(UserEvent::Unbacked) => {
-                    tracing::error!(pid = self.process.pid, "the host could not provide memory to a guest");
-                    self.process.begin_exit(Ending::Signal(libc::SIGKILL));
+                    unbacked += 1;
+                    match self.space.drop_gone(cpu) {
+                        Gone::Dropped => {}
+                        Gone::Perhaps if unbacked < MAX_UNBACKED => {}
+                        _ => {
+                            tracing::error!(pid = self.process.pid, "the host could not provide memory to a guest");
+                            self.process.begin_exit(Ending::Signal(libc::SIGKILL));
+                        }
+                    }
+                    continue;
                 }
                 Ok(UserEvent::Died(reason)) => return self.die(&reason),
                 Err(error) => return self.die(&crate::chain(&error)),
             }
+            unbacked = 0;
         }
     }
 
@@ -330,7 +344,6 @@ impl GuestThread {
         }
         self.process.begin_exit(ending);
         self.kernel().timers.forget(&self.process);
-        self.space.sync_all();
         // What the process had open is closed when its parent learns of its end.
         self.process.descriptors.close();
         // No longer found by the time that the parent learns of it; then the memory, which takes

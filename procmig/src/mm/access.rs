@@ -1,12 +1,13 @@
 //! The personality's own accesses to a process's memory.
 
-use super::fault::{Access, FaultError};
+use super::fault::{Access, FaultError, show_again};
 use super::space::{AddressSpace, Inner};
 use crate::usermem::UserMemory;
 use nix::errno::Errno;
 use std::cell::RefCell;
 use vmm::addr::{GuestPhysAddr, GuestVirtAddr, PAGE_SIZE};
 use vmm::frames::AtLimit;
+use vmm::guard::take_fault;
 use vmm::paging::{PRESENT, WRITE};
 use vmm::ram::GuestRam;
 use vmm::shim_layout::USER_END;
@@ -38,6 +39,10 @@ impl<'a> ProcessMemory<'a> {
             let count = (PAGE_SIZE - at.page_offset()).min(end - at);
             let physical = self.translate(&mut inner, at, access)?;
             visit(physical, (at - address) as usize, count as usize);
+            if let Some(fault) = take_fault() {
+                show_again_at(&inner, at, fault);
+                return Err(Errno::EFAULT);
+            }
             at = at + count;
         }
         Ok(())
@@ -107,12 +112,23 @@ impl<'a> ProcessMemory<'a> {
         }
         let mut inner = self.space.lock();
         let physical = self.translate(&mut inner, GuestVirtAddr(address), access)?;
-        Ok(body(self.space.machine.ram(), physical))
+        let result = body(self.space.machine.ram(), physical);
+        if let Some(fault) = take_fault() {
+            show_again_at(&inner, GuestVirtAddr(address), fault);
+            return Err(Errno::EFAULT);
+        }
+        Ok(result)
     }
 
     /// The address space.
     pub fn space(&self) -> &AddressSpace {
         self.space
+    }
+}
+
+fn show_again_at(inner: &Inner, at: GuestVirtAddr, fault: GuestPhysAddr) {
+    if let Some(region) = inner.regions.at(at.raw()) {
+        show_again(region, fault);
     }
 }
 

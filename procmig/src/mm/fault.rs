@@ -3,8 +3,9 @@
 use super::object::ObjectError;
 use super::regions::{Backing, Protection, Region, RegionFlags};
 use super::space::{AddressSpace, ChangeError, Inner, entry};
-use vmm::addr::{LARGE_PAGE_SIZE, PAGE_SIZE};
+use vmm::addr::{GuestPhysAddr, LARGE_PAGE_SIZE, PAGE_SIZE};
 use vmm::frames::{AtLimit, FRAMES_PER_BLOCK, Shortage};
+use vmm::guard::take_fault;
 use vmm::paging::{self, LARGE, PRESENT, WRITE};
 use vmm::table_frames::TableError;
 use vmm::tables::Leaf;
@@ -39,6 +40,17 @@ pub enum FaultError {
     /// The program has all the memory that it may have.
     #[error("the program has all the memory that it may have")]
     OverLimit,
+}
+
+/// Whether a page that the host could not provide is one of home's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    /// Nothing of home's is mapped.
+    Never,
+    /// All pages of home's can be had now; one may have come back meanwhile.
+    Perhaps,
+    /// Some were, and are unmapped.
+    Dropped,
 }
 
 impl From<Shortage> for FaultError {
@@ -88,7 +100,42 @@ const DATA: u64 = 4 << 20;
 /// Pages known already that are mapped when a file is mapped.
 const MAX_KNOWN: usize = 1024;
 
+/// Shows an area's file anew after an access of this process has found no page.
+pub(super) fn show_again(region: &Region, at: GuestPhysAddr) {
+    if let Backing::Object { object, .. } = &region.backing
+        && let Some(shared) = object.shared()
+    {
+        shared.show_again(at);
+    }
+}
+
 impl AddressSpace {
+    /// Unmaps the pages that the host could not provide when the guest touched them, because the file
+    /// was cut or its disk is full, so that the next touch is a fault.
+    pub fn drop_gone(&self, cpu: &mut UserCpu) -> Gone {
+        let inner = &mut *self.lock();
+        let mut found = Gone::Never;
+        let mut gone = Vec::new();
+        for region in inner.regions.iter() {
+            let Backing::Object { object, .. } = &region.backing else { continue };
+            let Some(shared) = object.shared() else { continue };
+            found = Gone::Perhaps;
+            // Only what is mapped is looked at: the area may be as large as the address space.
+            inner.tables.for_each_in(region.start, region.end, &mut |page, entry, _| {
+                let write = region.is_shared() && entry & WRITE != 0;
+                if shared.is_gone(object.machine(), region.object_page(page), write) {
+                    gone.push(page);
+                }
+            });
+        }
+        for page in gone {
+            if self.discard(inner, page, page + PAGE_SIZE, cpu).is_ok() {
+                found = Gone::Dropped;
+            }
+        }
+        found
+    }
+
     /// Makes an access possible, or says why not.
     ///
     /// # Errors
@@ -157,7 +204,7 @@ impl AddressSpace {
         // A large page is split, but its neighbours are left.
         let (start, end) = if leaf.large { (page, page + PAGE_SIZE) } else { inner.copy_window(region, page) };
         let mut copied = Vec::new();
-        let mut missing = None;
+        let (mut missing, mut gone) = (None, false);
         let result = self.change(inner, start, end, cpu, &mut |at, old, large| {
             if large || old & PRESENT == 0 || old & WRITE != 0 {
                 return old;
@@ -173,6 +220,12 @@ impl AddressSpace {
             match frames.allocate_to_overwrite_for(self.account, at_limit) {
                 Ok(copy) => {
                     self.machine.ram().copy_frame(frame, copy);
+                    if let Some(fault) = take_fault() {
+                        show_again(region, fault);
+                        frames.release(copy);
+                        gone |= at == page;
+                        return old;
+                    }
                     copied.push((at, frame, copy));
                     entry(copy, region.protection, true)
                 }
@@ -198,6 +251,9 @@ impl AddressSpace {
         frames.release_all(&unused);
         if result.is_err() {
             return Err(FaultError::OutOfMemory);
+        }
+        if gone {
+            return Err(FaultError::NoPage);
         }
         missing.map_or(Ok(()), |shortage| Err(shortage.into()))
     }
@@ -226,7 +282,8 @@ impl AddressSpace {
                 let end = ((page & !(window - 1)).saturating_add(window)).min(region.end);
                 let needed = region.object_page(page);
                 let first = region.object_page(start);
-                let pages = object.get(first..first + (end - start) / PAGE_SIZE, needed, at_limit)?;
+                let writes = access == Access::Write && region.is_shared();
+                let pages = object.get(first..first + (end - start) / PAGE_SIZE, needed, writes, at_limit)?;
                 let write = if is_data(region) && self.has_plenty() {
                     Written::All
                 } else if access == Access::Write {
@@ -351,11 +408,16 @@ impl AddressSpace {
             let at = region.start + (page - base) * PAGE_SIZE;
             let write = written == Written::All || written == Written::Page(page);
             let new = if region.is_shared() {
-                Some((frame, write))
+                // Nobody here needs to know which pages of home's are written.
+                Some((frame, true))
             } else if write {
                 match frames.allocate_to_overwrite_for(self.account, at_limit) {
                     Ok(copy) => {
                         self.machine.ram().copy_frame(frame, copy);
+                        if let Some(fault) = take_fault() {
+                            show_again(region, fault);
+                            result = Err(FaultError::NoPage);
+                        }
                         frames.release(frame);
                         Some((copy, true))
                     }

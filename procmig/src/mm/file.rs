@@ -1,15 +1,36 @@
 //! Files of home that are mapped here, kept so that the next program finds their pages.
 
 use super::object::{PageObject, Source};
+use super::shared::{Origin, SharedPages};
 use crate::wire::op::FileIdentity;
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{SystemTime, UNIX_EPOCH};
 use vmm::machine::Machine;
 
 /// Files that are kept though nobody maps them, each with a descriptor.
 const KEPT: usize = 512;
+
+/// The same file, opened anew: locks (`flock`) belong to what the guest has opened, and would stay with what
+/// the node keeps.
+fn of_our_own(file: OwnedFd, writable: bool) -> File {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    // A file with a lease would have to be waited for.
+    let opened = OpenOptions::new().read(true).write(writable).custom_flags(libc::O_NONBLOCK).open(path);
+    opened.unwrap_or_else(|_| File::from(file))
+}
+
+/// Whether a file was changed so lately that its times would not tell another change: they are of the
+/// kernel's clock, which ticks every ten milliseconds at worst.
+fn is_fresh(identity: &FileIdentity) -> bool {
+    const TICKS: i64 = 50_000_000;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
+    (0..TICKS).contains(&now.saturating_sub(identity.changed.max(identity.modified)))
+}
 
 /// The mapped files of a node.
 pub struct FileCache {
@@ -20,7 +41,8 @@ pub struct FileCache {
 #[derive(Default)]
 struct Files {
     read: HashMap<FileIdentity, Arc<PageObject>>,
-    written: HashMap<(u64, u64), Weak<PageObject>>,
+    /// By device and inode, and whether they may be written.
+    shared: HashMap<(u64, u64, bool), Weak<PageObject>>,
 }
 
 impl FileCache {
@@ -35,6 +57,11 @@ impl FileCache {
 
     /// The pages of a file in the state that `identity` names; `file` is kept if it is new.
     pub fn read_only(&self, identity: FileIdentity, file: OwnedFd) -> Arc<PageObject> {
+        if is_fresh(&identity) {
+            // It may change again with the same times.
+            let source = Source::File { file: of_our_own(file, false), identity };
+            return Arc::new(PageObject::new(self.machine.clone(), source));
+        }
         let mut files = self.files();
         if files.read.len() >= KEPT {
             files.read.retain(|_, object| Arc::strong_count(object) > 1);
@@ -43,24 +70,30 @@ impl FileCache {
             .read
             .entry(identity)
             .or_insert_with(|| {
-                let source = Source::File { file: File::from(file), identity };
+                let source = Source::File { file: of_our_own(file, false), identity };
                 Arc::new(PageObject::new(self.machine.clone(), source))
             })
             .clone()
     }
 
-    /// The pages of a file that shared mappings write; all of this node show the same ones.
-    pub fn writable(&self, identity: FileIdentity, file: OwnedFd) -> Arc<PageObject> {
+    /// The host's own pages of a file, for shared mappings: all of this node show the same ones.
+    pub fn shared(&self, identity: FileIdentity, file: OwnedFd, writable: bool) -> Arc<PageObject> {
         let mut files = self.files();
-        files.written.retain(|_, object| object.strong_count() > 0);
-        let key = (identity.device, identity.inode);
-        if let Some(object) = files.written.get(&key).and_then(Weak::upgrade) {
+        files.shared.retain(|_, object| object.strong_count() > 0);
+        let key = (identity.device, identity.inode, writable);
+        if let Some(object) = files.shared.get(&key).and_then(Weak::upgrade) {
             return object;
         }
-        let source = Source::WritableFile { file: File::from(file), identity };
-        let object = Arc::new(PageObject::new(self.machine.clone(), source));
-        files.written.insert(key, Arc::downgrade(&object));
+        let origin = Origin::File(of_our_own(file, writable), identity);
+        let shared = SharedPages::new(origin, writable);
+        let object = Arc::new(PageObject::new(self.machine.clone(), Source::Shared(shared)));
+        files.shared.insert(key, Arc::downgrade(&object));
         object
+    }
+
+    /// The pages of a file that is mapped to be written: its times do not tell what was written since.
+    pub fn written(&self, identity: &FileIdentity) -> Option<Arc<PageObject>> {
+        self.files().shared.get(&(identity.device, identity.inode, true)).and_then(Weak::upgrade)
     }
 
     /// Gives up the files that nobody maps: their frames are needed.

@@ -9,10 +9,11 @@ pub mod object;
 mod places;
 pub mod regions;
 mod remap;
+pub mod shared;
 pub mod space;
 
 pub use access::ProcessMemory;
-pub use fault::{Access, FaultError, RESERVED_FRAMES};
+pub use fault::{Access, FaultError, Gone, RESERVED_FRAMES};
 pub use gate::Gate;
 pub use places::Part;
 pub use regions::{Backing, Protection, Region, RegionFlags};

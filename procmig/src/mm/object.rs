@@ -1,5 +1,6 @@
 //! Pages that several mappings show: of a file, or of memory that processes share.
 
+use super::shared::{Origin, SharedPages};
 use crate::wire::op::FileIdentity;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,6 +12,7 @@ use vmm::accounts::Account;
 use vmm::addr::{Frame, PAGE_SIZE};
 use vmm::frames::{AtLimit, Shortage};
 use vmm::machine::Machine;
+use vmm::windows::WindowError;
 
 /// Why a page of an object cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +28,15 @@ pub enum ObjectError {
     Shortage(#[from] Shortage),
 }
 
+impl From<WindowError> for ObjectError {
+    fn from(error: WindowError) -> Self {
+        match error {
+            WindowError::OutOfFrames | WindowError::TooMany => Self::Shortage(Shortage::Node(vmm::frames::OutOfFrames)),
+            WindowError::Host(error) => Self::Io(error),
+        }
+    }
+}
+
 /// Where the bytes of an object come from.
 #[derive(Debug)]
 pub enum Source {
@@ -38,13 +49,8 @@ pub enum Source {
         /// What it was when it was mapped.
         identity: FileIdentity,
     },
-    /// A file that shared mappings write; pages that were written go back to it.
-    WritableFile {
-        /// At home.
-        file: File,
-        /// What it was when it was mapped first.
-        identity: FileIdentity,
-    },
+    /// The host's own pages of what is shared with home.
+    Shared(SharedPages),
 }
 
 /// Pages that several mappings show. The object is a user of each frame that it holds.
@@ -91,34 +97,48 @@ impl PageObject {
     /// Which file it is, if it is one.
     pub fn identity(&self) -> Option<&FileIdentity> {
         match &self.source {
+            Source::File { identity, .. } => Some(identity),
+            Source::Shared(shared) => match shared.origin() {
+                Origin::File(_, identity) => Some(identity),
+                Origin::Segment(_) => None,
+            },
             Source::Zeros => None,
-            Source::File { identity, .. } | Source::WritableFile { identity, .. } => Some(identity),
         }
     }
 
-    /// Where its bytes come from.
-    pub fn source(&self) -> &Source {
-        &self.source
+    /// What it shares with home, if it does.
+    pub fn shared(&self) -> Option<&SharedPages> {
+        if let Source::Shared(shared) = &self.source { Some(shared) } else { None }
     }
 
-    /// Bytes of the file, or `None` where there is no end.
-    fn size(&self) -> io::Result<Option<u64>> {
-        Ok(match &self.source {
-            Source::Zeros => None,
-            Source::File { identity, .. } => Some(identity.size),
-            Source::WritableFile { file, .. } => Some(file.metadata()?.len()),
-        })
+    /// The machine whose frames it holds.
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine.0
+    }
+
+    /// Bytes of the file as it was when it was mapped, or `None` where there is no end.
+    fn size(&self) -> Option<u64> {
+        if let Source::File { identity, .. } = &self.source { Some(identity.size) } else { None }
     }
 
     /// The frames of those pages in `wanted` that can be had, in order, with one more user each.
-    /// Page `needed`, which is in `wanted`, is among them.
+    /// Page `needed`, which is in `wanted` and is to be written if `write`, is among them.
     ///
     /// # Errors
     /// If page `needed` cannot be had.
-    pub fn get(&self, wanted: Range<u64>, needed: u64, at_limit: AtLimit) -> Result<Vec<(u64, Frame)>, ObjectError> {
+    pub fn get(
+        &self,
+        wanted: Range<u64>,
+        needed: u64,
+        write: bool,
+        at_limit: AtLimit,
+    ) -> Result<Vec<(u64, Frame)>, ObjectError> {
         let machine = &self.machine.0;
+        if let Source::Shared(shared) = &self.source {
+            return shared.get(machine, wanted, needed, write);
+        }
         let mut wanted = wanted;
-        if let Some(size) = self.size()? {
+        if let Some(size) = self.size() {
             wanted.end = wanted.end.min(size.div_ceil(PAGE_SIZE));
             if needed >= wanted.end {
                 return Err(ObjectError::BeyondEnd);
@@ -126,8 +146,10 @@ impl PageObject {
         }
         let mut pages = self.pages();
         let mut missing: Vec<u64> = wanted.clone().filter(|page| !pages.contains_key(page)).collect();
-        if matches!(self.source, Source::Zeros) {
-            // Nothing is saved by having more at once.
+        let frames = machine.frames();
+        let is_short = self.account.is_limited() || frames.free() <= frames.total() / 16;
+        if matches!(self.source, Source::Zeros) && is_short {
+            // More at once would save faults, but takes frames that may not be used.
             missing.retain(|&page| page == needed);
         }
         let mut i = 0;
@@ -149,6 +171,9 @@ impl PageObject {
 
     /// The frames in `wanted` that are here already, with one more user each, at most `limit`.
     pub fn cached(&self, wanted: Range<u64>, limit: usize) -> Vec<(u64, Frame)> {
+        if let Source::Shared(shared) = &self.source {
+            return shared.cached(&self.machine.0, wanted, limit);
+        }
         let found: Vec<_> = self.pages().range(wanted).map(|(&page, &frame)| (page, frame)).take(limit).collect();
         for &(_, frame) in &found {
             self.machine.0.frames().share(frame);
@@ -163,7 +188,7 @@ impl PageObject {
             for _ in 0..count {
                 frames.push(machine.frames().allocate_for(self.account, at_limit)?);
             }
-            if let Source::File { file, .. } | Source::WritableFile { file, .. } = &self.source {
+            if let Source::File { file, .. } = &self.source {
                 let mut buffer = vec![0; count * PAGE_SIZE as usize];
                 let length = read_up_to(file, &mut buffer, first * PAGE_SIZE)?;
                 for (chunk, frame) in buffer[..length].chunks(PAGE_SIZE as usize).zip(&frames) {
@@ -179,24 +204,6 @@ impl PageObject {
                 Err(error)
             }
         }
-    }
-
-    /// Writes a page that a shared mapping has written back to its file, as far as the file reaches.
-    ///
-    /// # Errors
-    /// As `pwrite(2)`.
-    pub fn write_back(&self, page: u64, frame: Frame) -> io::Result<()> {
-        let Source::WritableFile { file, .. } = &self.source else { return Ok(()) };
-        let at = page * PAGE_SIZE;
-        let length = file.metadata()?.len().saturating_sub(at).min(PAGE_SIZE) as usize;
-        let mut bytes = vec![0; length];
-        self.machine.0.ram().read(frame.address(), &mut bytes);
-        file.write_all_at(&bytes, at)
-    }
-
-    /// Whether writes go back to a file.
-    pub fn is_written_back(&self) -> bool {
-        matches!(self.source, Source::WritableFile { .. })
     }
 }
 

@@ -275,7 +275,6 @@ impl AddressSpace {
     }
 
     pub(super) fn unmap_locked(&self, inner: &mut Inner, start: u64, end: u64, cpu: &mut UserCpu) -> Result<(), Errno> {
-        self.write_back(inner, start, end);
         inner.check_cuts(start, end)?;
         let removed = inner.regions.remove(start, end);
         if removed.is_empty() {
@@ -293,7 +292,7 @@ impl AddressSpace {
     }
 
     /// Drops the pages in a range: they are made anew when touched.
-    fn discard(&self, inner: &mut Inner, start: u64, end: u64, cpu: &mut UserCpu) -> Result<(), Errno> {
+    pub(super) fn discard(&self, inner: &mut Inner, start: u64, end: u64, cpu: &mut UserCpu) -> Result<(), Errno> {
         let mut freed = Vec::new();
         let result = self.change(inner, start, end, cpu, &mut |_, entry, large| {
             let first = paging::frame(entry);
@@ -363,7 +362,6 @@ impl AddressSpace {
             return result;
         }
         inner.check_cuts(address, end)?;
-        self.write_back(&inner, address, end);
         // A page that may be shared becomes writable only when a write is seen.
         let machine = self.machine.clone();
         let regions = inner.regions.clone_range(address, end);
@@ -420,7 +418,6 @@ impl AddressSpace {
         let end = range(address, length)?;
         let mut inner = self.lock();
         let covered = inner.regions.covers(address, end);
-        self.write_back(&inner, address, end);
         let parts: Vec<_> =
             inner.regions.overlapping(address, end).map(|r| (r.start.max(address), r.end.min(end))).collect();
         for (start, end) in parts {
@@ -475,43 +472,30 @@ impl AddressSpace {
         Ok(pages)
     }
 
-    /// Writes the pages of shared file mappings in a range back to their files (`msync`).
+    /// Has what was written to shared files in a range written to where they are kept (`msync`).
     ///
     /// # Errors
-    /// `ENOMEM` if some of the range is not mapped, `EINVAL` for a bad range.
+    /// `ENOMEM` if some of the range is not mapped, `EINVAL` for a bad range, `EIO` and others if a file
+    /// cannot be written.
     pub fn sync(&self, address: u64, length: u64) -> Result<(), Errno> {
         let end = range(address, length)?;
-        let inner = self.lock();
-        self.write_back(&inner, address, end);
-        if inner.regions.covers(address, end) { Ok(()) } else { Err(Errno::ENOMEM) }
-    }
-
-    /// Writes everything in shared file mappings back: the process ends or migrates.
-    pub fn sync_all(&self) {
-        let inner = self.lock();
-        self.write_back(&inner, 0, USER_END);
-    }
-
-    fn write_back(&self, inner: &Inner, start: u64, end: u64) {
-        for region in inner.regions.overlapping(start, end).filter(|region| region.is_shared()) {
-            let Backing::Object { object, .. } = &region.backing else { continue };
-            if !object.is_written_back() {
-                continue;
-            }
-            // Only what is mapped is looked at: the area may be as large as the address space.
-            let mut failed = None;
-            inner.tables.for_each_in(region.start.max(start), region.end.min(end), &mut |page, entry, _| {
-                // Writable only once a write was seen. Pages of objects are small ones.
-                if entry & WRITE != 0
-                    && let Err(error) = object.write_back(region.object_page(page), paging::frame(entry))
+        let (objects, covered) = {
+            let inner = self.lock();
+            let mut objects: Vec<Arc<PageObject>> = Vec::new();
+            for region in inner.regions.overlapping(address, end).filter(|region| region.is_shared()) {
+                if let Backing::Object { object, .. } = &region.backing
+                    && !objects.iter().any(|other| Arc::ptr_eq(other, object))
                 {
-                    failed = Some(error);
+                    objects.push(object.clone());
                 }
-            });
-            if let Some(error) = failed {
-                tracing::warn!(name = %region.name, %error, "a shared file mapping could not be written back");
             }
+            (objects, inner.regions.covers(address, end))
+        };
+        // It may take long: other threads go on meanwhile.
+        for shared in objects.iter().filter_map(|object| object.shared()) {
+            shared.sync().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
         }
+        if covered { Ok(()) } else { Err(Errno::ENOMEM) }
     }
 
     /// A copy for a forked child: private pages are shared until one of the two writes.

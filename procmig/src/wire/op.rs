@@ -54,7 +54,8 @@ pub enum Op {
         /// 1..=64
         signal: u32,
     },
-    /// Hand over a file to be mapped. `ret`: 0. Payload: [`FileIdentity`]. Descriptors: the file.
+    /// Hand over a file to be mapped. `ret`: 0. Payload: [`FileIdentity`]. Descriptors: the file, or none if
+    /// the guest has closed it meanwhile.
     MapFile {
         /// The guest's descriptor.
         fd: i32,

@@ -3,13 +3,20 @@
 use super::CallResult;
 use crate::kernel::guest::GuestThread;
 use crate::kernel::lock;
+use crate::mm::object::PageObject;
 use crate::mm::space::shared_memory;
 use crate::mm::{AddressSpace, Backing, MapRequest, Protection, RegionFlags, RemapPlace};
 use crate::usermem::UserMemory;
 use crate::wire::op::{FileIdentity, Op};
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 use vmm::addr::{GuestVirtAddr, PAGE_SIZE};
 use vmm::user_cpu::UserCpu;
+use vmm::windows::WindowError;
 
 /// Flags that `mmap` knows; those of a kind of mapping that is not served are refused.
 const MAP_SYNC: u64 = 0x8_0000;
@@ -67,11 +74,7 @@ pub fn mmap(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Call
     request.flags.set(RegionFlags::STACK, flags & (MAP_STACK | MAP_GROWSDOWN) != 0);
     if flags & MAP_ANONYMOUS != 0 {
         if shared {
-            request.backing = Backing::Object {
-                object: shared_memory(guest.kernel().machine.clone(), guest.process.group.account()),
-                offset: 0,
-            };
-            request.name = "/dev/zero (deleted)".into();
+            share_zeros(guest, &mut request);
         }
     } else {
         offset.checked_add(length).ok_or(Errno::EOVERFLOW)?;
@@ -97,19 +100,73 @@ fn map_file(
     if reply.ret < 0 {
         return Err(Errno::from_raw(-reply.ret as i32));
     }
-    let file = reply.descriptors.pop().ok_or(Errno::EIO)?;
+    let file = File::from(reply.descriptors.pop().ok_or(Errno::EBADF)?);
     let identity: FileIdentity = postcard::from_bytes(&reply.payload).map_err(|_| Errno::EIO)?;
+    // Another thread may have put another file in the descriptor's place before it was sent.
+    let same = file.metadata().is_ok_and(|now| (now.dev(), now.ino()) == (identity.device, identity.inode));
+    if !same {
+        return Err(Errno::EBADF);
+    }
+    let file = OwnedFd::from(file);
+    if identity.mode & libc::S_IFMT == libc::S_IFCHR {
+        // `/dev/zero`
+        if shared {
+            share_zeros(guest, request);
+        }
+        return Ok(());
+    }
     request.name = path_of(&file).into();
-    let object = if write {
-        guest.kernel().files.writable(identity, file)
+    let object = if shared {
+        shared_file(guest, identity, file, offset, request)?
+    } else if let Some(object) = guest.kernel().files.written(&identity) {
+        object
     } else {
         guest.kernel().files.read_only(identity, file)
     };
-    // A shared mapping of what cannot be written stays so, and one that could be shows the file as
-    // it was when it was mapped.
-    request.flags.set(RegionFlags::NO_WRITE, shared && !write);
     request.backing = Backing::Object { object, offset };
     Ok(())
+}
+
+/// New memory that the process shares with those that it forks.
+fn share_zeros(guest: &GuestThread, request: &mut MapRequest) {
+    request.backing = Backing::Object {
+        object: shared_memory(guest.kernel().machine.clone(), guest.process.group.account()),
+        offset: 0,
+    };
+    request.name = "/dev/zero (deleted)".into();
+}
+
+/// The pages of a file that a shared mapping shows.
+fn shared_file(
+    guest: &GuestThread,
+    identity: FileIdentity,
+    file: OwnedFd,
+    offset: u64,
+    request: &mut MapRequest,
+) -> Result<Arc<PageObject>, Errno> {
+    // Who may write the file may later make the mapping writable.
+    let flags = fcntl(&file, FcntlArg::F_GETFL)?;
+    let mut writable = flags & libc::O_ACCMODE == libc::O_RDWR;
+    let kernel = guest.kernel();
+    let show = |writable: bool, file: OwnedFd| {
+        let object = kernel.files.shared(identity, file, writable);
+        // What the host refuses, `mmap` refuses.
+        let shown = object.shared().map(|shared| shared.show(object.machine(), offset / PAGE_SIZE));
+        match shown {
+            Some(Err(WindowError::Host(error))) => Err(Errno::from_raw(error.raw_os_error().unwrap_or(libc::ENODEV))),
+            Some(Err(_)) => Err(Errno::ENOMEM),
+            _ => Ok(object),
+        }
+    };
+    let copy = file.try_clone().map_err(|_| Errno::ENFILE)?;
+    let mut object = show(writable, file);
+    if writable && matches!(object, Err(Errno::EPERM)) && !request.protection.contains(Protection::WRITE) {
+        // Sealed against writing: it can be read.
+        writable = false;
+        object = show(writable, copy);
+    }
+    request.flags.set(RegionFlags::NO_WRITE, !writable);
+    object
 }
 
 /// The path of a file for `/proc/self/maps`.
@@ -248,7 +305,12 @@ pub fn msync(guest: &mut GuestThread, _: &mut UserCpu, args: &[u64; 6]) -> CallR
     if args[1] == 0 {
         return Ok(0);
     }
-    guest.space.sync(args[0], args[1])?;
+    if args[2] & libc::MS_SYNC as u64 == 0 {
+        // What is written is in the files already.
+        guest.space.check_mapped(args[0], args[1])?;
+    } else {
+        guest.space.sync(args[0], args[1])?;
+    }
     Ok(0)
 }
 
