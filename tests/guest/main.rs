@@ -19,6 +19,8 @@ cases! {
     a_static_program_starts_programs: program("vfork", Linking::Static, []).status(21);
     shared_mappings_are_one_memory: program("shared", Linking::Dynamic, []);
     shared_mappings_of_a_static_program_are_one_memory: program("shared", Linking::Static, []);
+    system_v_memory_semaphores_and_queues_work: program("sysv", Linking::Dynamic, []);
+    system_v_in_a_static_program: program("sysv", Linking::Static, []);
     signals_arrive_as_they_should: program("signals", Linking::Dynamic, []);
     signals_arrive_in_a_static_program: program("signals", Linking::Static, []);
     signals_reach_the_right_thread: program("whom", Linking::Dynamic, []);

@@ -31,7 +31,7 @@ pub const PARTLY: &[Partly] = &[
     ),
     partly(&["clone3"], "a thread ID of one's choice", Errno::EPERM, "takes a privilege"),
     partly(&["mmap"], "`MAP_HUGETLB`", Errno::ENOMEM, "no huge pages are set aside; large areas get them unasked"),
-    partly(&["mmap"], "`MAP_SYNC`", Errno::EOPNOTSUPP, "a file's pages in the node are copies"),
+    partly(&["mmap"], "`MAP_SYNC`", Errno::EOPNOTSUPP, "it is for files on persistent memory"),
     partly(
         &["madvise"],
         "`MADV_REMOVE`, `MADV_COLLAPSE`, `MADV_HWPOISON`",

@@ -3,7 +3,7 @@
 use super::Back::{All, Length, Positive, Ret, RetPlus};
 use super::Len::{Arg, ArgPlus, ArgTimes, CapData, Const, Deref, FdBits};
 use super::Shape::{Fd, In, InOut, MessageIn, MessageOut, Out, Path, Value, VectorIn, VectorOut};
-use super::why::{ADMINISTRATION, DEBUGGING, MOUNTS, OBSOLETE, PORTS, SEGMENTS, SHARED_MEMORY};
+use super::why::{ADMINISTRATION, DEBUGGING, MOUNTS, OBSOLETE, PORTS, SEGMENTS};
 use super::{Form, Row, forward, forward_form, local, refuse, split, split_form, split_forward};
 use nix::errno::Errno;
 
@@ -40,7 +40,7 @@ pub(super) const ROWS: &[Row] = &[
     local(27, "mincore", 3),
     local(28, "madvise", 3),
     split_forward(29, "shmget", &[Value, Value, Value]),
-    refuse(30, "shmat", 3, Errno::ENOSYS, SHARED_MEMORY),
+    split(30, "shmat", 3),
     split_form(31, "shmctl", 3, Form::Shmctl),
     forward(32, "dup", &[Fd]),
     split_forward(33, "dup2", &[Fd, Fd]),
@@ -78,7 +78,7 @@ pub(super) const ROWS: &[Row] = &[
     forward(64, "semget", &[Value, Value, Value]),
     forward(65, "semop", &[Value, In(ArgTimes(2, 6)), Value]).blocking(),
     forward_form(66, "semctl", 4, Form::Semctl),
-    refuse(67, "shmdt", 1, Errno::ENOSYS, SHARED_MEMORY),
+    split(67, "shmdt", 1),
     forward(68, "msgget", &[Value, Value]),
     forward(69, "msgsnd", &[Value, In(ArgPlus(2, 8)), Value, Value]).blocking(),
     forward(70, "msgrcv", &[Value, Out(ArgPlus(2, 8), RetPlus(8)), Value, Value, Value]).blocking(),

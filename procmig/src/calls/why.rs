@@ -15,7 +15,6 @@ pub(super) const RINGS: &str = "shares rings of memory with home's kernel, from 
 pub(super) const ASYNC_IO: &str =
     "works on the program's memory while the program runs, from which home's kernel is apart; `libaio` has fall-backs";
 pub(super) const OWN_PAGES: &str = "hands the program's own pages to home's kernel, from which they are apart";
-pub(super) const SHARED_MEMORY: &str = "System V shared memory segments are not attached in a node";
 pub(super) const KEYS: &str = "home's key rings; a kernel may be built without them";
 pub(super) const PROTECTION_KEYS: &str = "a processor feature that not every node has";
 pub(super) const PROGRAMS_OF_THE_KERNEL: &str = "loads programs into the kernel or counts its events";

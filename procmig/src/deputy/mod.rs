@@ -17,6 +17,7 @@ mod listing;
 mod messages;
 mod ops;
 mod report;
+mod segments;
 mod serve;
 mod signals;
 mod standard;

@@ -3,7 +3,7 @@
 use super::descriptors::{self, Own};
 use super::serve::{Next, Server};
 use super::threads::{THREADS, lock};
-use super::{command_line, control, end, files, kernel, report, signals};
+use super::{command_line, control, end, files, kernel, report, segments, signals};
 use crate::wire::op::Op;
 use nix::errno::Errno;
 use std::io;
@@ -40,6 +40,7 @@ pub(super) fn perform(op: Op, tid: i32, guest_blocks: u32) -> Next {
         Op::OpenProgram { dirfd, path, flags } => file(|| files::open_program(dirfd, &path, flags)),
         Op::CommitExec { name, argv } => {
             files::close_on_exec();
+            segments::detach_all();
             signals::forget_handlers();
             command_line::set_name(&name);
             command_line::set_arguments(&argv);
@@ -64,6 +65,14 @@ pub(super) fn perform(op: Op, tid: i32, guest_blocks: u32) -> Next {
         },
         Op::HandOver { fd } if files::may_hand_over(fd) => Next::Lend(Vec::new(), fd),
         Op::HandOver { .. } => number(-i64::from(libc::EOPNOTSUPP)),
+        Op::AttachSegment { id, flags } => match segments::attach(id, flags) {
+            Ok(info) => match postcard::to_stdvec(&info) {
+                Ok(payload) => Next::Pass(0, payload, Vec::new()),
+                Err(_) => number(-i64::from(libc::EIO)),
+            },
+            Err(errno) => number(-(errno as i64)),
+        },
+        Op::DetachSegment { address } => number(segments::detach(address)),
         Op::SetDisposition { signal, disposition } => number(signals::set_disposition(signal, disposition)),
         Op::MemoryFile { name, content, close_on_exec } => number(
             files::memory_file(name, &content, close_on_exec).map_or_else(|errno| -(errno as i64), descriptors::give),
@@ -103,6 +112,7 @@ fn fork() -> io::Result<Next> {
     let relay = lock(&signals::RELAY);
     let mut threads = lock(&THREADS);
     let names = lock(&end::NAMES);
+    let attached = lock(&segments::ATTACHED);
     let (control, nodes_control) = descriptors::socketpair()?;
     let (call, nodes_call) = descriptors::socketpair()?;
     let closing = lock(&descriptors::CLOSING);
@@ -115,7 +125,7 @@ fn fork() -> io::Result<Next> {
         return Ok(Next::Pass(pid.into(), Vec::new(), vec![nodes_control, nodes_call]));
     }
     threads.clear();
-    drop((names, threads, relay));
+    drop((attached, names, threads, relay));
     nodes_control.leak();
     nodes_call.leak();
     let mut keep = control::kept();

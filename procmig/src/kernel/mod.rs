@@ -29,6 +29,7 @@ mod waiter;
 use crate::futex::FutexTable;
 use crate::mm::file::FileCache;
 use crate::mm::object::{PageObject, Source};
+use crate::mm::segments::Segments;
 use crate::signal::frame::FpuLayout;
 use crate::vdso;
 use crate::vdso::clock::Clock;
@@ -86,6 +87,8 @@ pub struct Kernel {
     pub machine: Arc<Machine>,
     /// Mapped files of home.
     pub files: FileCache,
+    /// Attached System V segments of home.
+    pub segments: Segments,
     /// Waits on words of memory.
     pub futexes: FutexTable,
     /// The guests' clocks.
@@ -141,6 +144,7 @@ impl Kernel {
         Ok(Arc::new_cyclic(|kernel: &Weak<Self>| Self {
             name,
             files: FileCache::new(machine.clone()),
+            segments: Segments::new(machine.clone()),
             futexes: FutexTable::new(),
             clock,
             vdso: Arc::new(object),

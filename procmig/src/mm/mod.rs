@@ -9,6 +9,7 @@ pub mod object;
 mod places;
 pub mod regions;
 mod remap;
+pub mod segments;
 pub mod shared;
 pub mod space;
 

@@ -4,7 +4,9 @@ use super::gate::Gate;
 use super::layout::Layout;
 use super::object::PageObject;
 use super::regions::{Backing, Protection, Region, RegionFlags, Regions};
+use super::segments::Attachment;
 use nix::errno::Errno;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use vmm::accounts::Account;
@@ -84,6 +86,8 @@ pub(super) struct Inner {
     pub(super) limit: u64,
     heap_start: u64,
     heap_end: u64,
+    /// System V segments by where they are attached.
+    pub(super) segments: BTreeMap<u64, Attachment>,
     gates: Vec<Gate>,
 }
 
@@ -144,7 +148,16 @@ impl AddressSpace {
         Ok(Self::with(
             machine,
             account,
-            Inner { regions: Regions::default(), tables, layout, limit, heap_start: 0, heap_end: 0, gates: Vec::new() },
+            Inner {
+                regions: Regions::default(),
+                tables,
+                layout,
+                limit,
+                heap_start: 0,
+                heap_end: 0,
+                segments: BTreeMap::new(),
+                gates: Vec::new(),
+            },
         ))
     }
 
@@ -229,8 +242,17 @@ impl AddressSpace {
             return Err(Errno::EINVAL);
         }
         let length = page_ceil(request.length).filter(|&length| length <= USER_END).ok_or(Errno::ENOMEM)?;
-        let mut inner = self.lock();
-        self.check_limits(&inner, &request, length)?;
+        self.map_locked(&mut self.lock(), request, length, cpu)
+    }
+
+    pub(super) fn map_locked(
+        &self,
+        inner: &mut Inner,
+        request: MapRequest,
+        length: u64,
+        cpu: &mut UserCpu,
+    ) -> Result<u64, Errno> {
+        self.check_limits(inner, &request, length)?;
         let start = if request.fixed {
             if !request.address.is_multiple_of(PAGE_SIZE) {
                 return Err(Errno::EINVAL);
@@ -246,7 +268,7 @@ impl AddressSpace {
                 if request.keep {
                     return Err(Errno::EEXIST);
                 }
-                self.unmap_locked(&mut inner, request.address, end, cpu)?;
+                self.unmap_locked(inner, request.address, end, cpu)?;
             }
             request.address
         } else {
@@ -260,7 +282,7 @@ impl AddressSpace {
             backing: request.backing,
             name: request.name,
         };
-        self.map_known_pages(&mut inner, &region);
+        self.map_known_pages(inner, &region);
         inner.regions.insert(region);
         Ok(start)
     }
@@ -544,6 +566,7 @@ impl AddressSpace {
                 limit: inner.limit,
                 heap_start: inner.heap_start,
                 heap_end: inner.heap_end,
+                segments: inner.segments.clone(),
                 gates: Vec::new(),
             },
         ))

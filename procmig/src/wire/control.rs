@@ -11,7 +11,7 @@ use super::usage::Usage;
 use serde::{Deserialize, Serialize};
 
 /// Version of these protocols; peers must agree.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Cap on the frame of a [`NodeRequest`]: the arguments and environment are in it.
 pub const MAX_REQUEST: usize = 8 << 20;
 /// Cap on every other frame.

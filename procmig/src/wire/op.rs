@@ -68,6 +68,18 @@ pub enum Op {
         /// The guest's descriptor.
         fd: i32,
     },
+    /// Attach a System V segment, as `shmat(2)` does. `ret`: 0. Payload: [`SegmentInfo`].
+    AttachSegment {
+        /// As `shmget(2)` gave it.
+        id: i32,
+        /// `SHM_RDONLY`, `SHM_EXEC`; the others are the node's.
+        flags: i32,
+    },
+    /// Detach what [`Op::AttachSegment`] has attached. `ret`: 0.
+    DetachSegment {
+        /// Where the deputy has it.
+        address: u64,
+    },
     /// Tell home's kernel what a signal does to the process. `ret`: 0.
     SetDisposition {
         /// 1..=64
@@ -131,6 +143,19 @@ pub struct FileIdentity {
     pub changed: i64,
     /// `st_mode`
     pub mode: u32,
+}
+
+/// A System V segment that the deputy has attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentInfo {
+    /// Where, in the deputy's memory; names the attachment.
+    pub address: u64,
+    /// Bytes.
+    pub size: u64,
+    /// What it was made by.
+    pub key: i32,
+    /// Inode of the IPC namespace in which its identifier has a meaning.
+    pub namespace: u64,
 }
 
 /// A file that may be executed.

@@ -1,6 +1,6 @@
 //! Memory calls.
 
-use super::CallResult;
+use super::{CallResult, segments};
 use crate::kernel::guest::GuestThread;
 use crate::kernel::lock;
 use crate::mm::object::PageObject;
@@ -80,7 +80,11 @@ pub fn mmap(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Call
         offset.checked_add(length).ok_or(Errno::EOVERFLOW)?;
         map_file(guest, fd as i32, offset, shared, &mut request)?;
     }
+    let replaces = request.fixed && !request.keep;
     let at = guest.space.map(request, cpu)?;
+    if replaces {
+        segments::detach_unmapped(guest);
+    }
     if flags & MAP_POPULATE != 0 && !protection.is_empty() {
         populate(&guest.space, cpu, at, length, protection);
     }
@@ -187,6 +191,7 @@ fn populate(space: &AddressSpace, cpu: &mut UserCpu, at: u64, length: u64, prote
 
 pub fn munmap(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> CallResult {
     guest.space.unmap(args[0], args[1], cpu)?;
+    segments::detach_unmapped(guest);
     Ok(0)
 }
 

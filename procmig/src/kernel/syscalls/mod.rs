@@ -9,6 +9,7 @@ mod masks;
 mod memory;
 mod processes;
 mod scheduling;
+mod segments;
 mod signals;
 mod sleep;
 mod time;
@@ -95,6 +96,9 @@ fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -
         libc::SYS_mremap => memory::mremap(guest, cpu, args).into(),
         libc::SYS_madvise => memory::madvise(guest, cpu, args).into(),
         libc::SYS_mincore => memory::mincore(guest, cpu, args).into(),
+        libc::SYS_shmat => segments::shmat(guest, cpu, args),
+        libc::SYS_shmdt => segments::shmdt(guest, cpu, args).into(),
+        libc::SYS_shmctl => return segments::shmctl(guest, cpu, args),
         libc::SYS_msync => memory::msync(guest, cpu, args).into(),
         libc::SYS_mlock | libc::SYS_mlock2 => memory::mlock(guest, args, true).into(),
         libc::SYS_munlock => memory::mlock(guest, args, false).into(),
