@@ -3,6 +3,9 @@
 
 use skein_tests::cases;
 use skein_tests::guest::{Linking, program};
+use skein_tests::home::{self, Home, Host};
+use skein_tests::run::run;
+use std::ffi::OsString;
 
 cases! {
     registers_hold_across_signals: program("fpu", Linking::Dynamic, []);
@@ -21,6 +24,7 @@ cases! {
     shared_mappings_of_a_static_program_are_one_memory: program("shared", Linking::Static, []);
     system_v_memory_semaphores_and_queues_work: program("sysv", Linking::Dynamic, []);
     system_v_in_a_static_program: program("sysv", Linking::Static, []);
+    less_usual_descriptors_work: program("descriptors", Linking::Dynamic, []);
     signals_arrive_as_they_should: program("signals", Linking::Dynamic, []);
     signals_arrive_in_a_static_program: program("signals", Linking::Static, []);
     signals_reach_the_right_thread: program("whom", Linking::Dynamic, []);
@@ -39,4 +43,28 @@ cases! {
     every_table_has_an_end: program("limits", Linking::Dynamic, []);
     memory_handed_out_is_zero: program("recycle", Linking::Dynamic, []);
     memory_handed_out_to_a_static_program_is_zero: program("recycle", Linking::Static, []);
+}
+
+/// In a node of its own: it takes almost all the threads that a node has.
+#[test]
+fn much_of_one_thing_is_served() {
+    if matches!(home::shared(), Home::Absent) {
+        eprintln!("much_of_one_thing_is_served: not run under mosrun: there is no /dev/kvm here");
+        return;
+    }
+    let host = Host::start().unwrap_or_else(|why| panic!("{why}"));
+    for linking in [Linking::Dynamic, Linking::Static] {
+        let case = program("extremes", linking, []);
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let said = |runner: &[OsString]| {
+            let environment = [("SKEIN_DIR".into(), host.directory().into_os_string())];
+            let outcome =
+                run(&case, place.path(), runner, &environment).unwrap_or_else(|failure| panic!("{failure:?}"));
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            assert_eq!(outcome.ending, case.ending, "{runner:?}: {}", text(&outcome.stderr));
+            text(&outcome.stdout)
+        };
+        assert_eq!(said(&[host.command_path("mosrun").into()]), said(&[]), "{linking:?}");
+    }
+    host.stop();
 }

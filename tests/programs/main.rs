@@ -2,9 +2,11 @@
 
 mod build;
 mod coreutils;
+mod debugger;
 mod endings;
 mod languages;
 mod runtimes;
+mod servers;
 mod shells;
 mod surroundings;
 mod text;
