@@ -45,12 +45,6 @@ pub const PARTLY: &[Partly] = &[
         Errno::ENOSYS,
         "threads have no priorities to inherit",
     ),
-    partly(
-        &["sched_setscheduler", "sched_setparam"],
-        "real-time policies",
-        Errno::EPERM,
-        "as for a user without the privilege: the node shares its machine",
-    ),
     partly(&["personality"], "all but Linux itself and `ADDR_NO_RANDOMIZE`", Errno::EINVAL, "nothing else is emulated"),
     partly(
         &["arch_prctl"],

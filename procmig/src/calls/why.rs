@@ -24,6 +24,6 @@ pub(super) const FILE_HANDLES: &str = "opens files past their directories, which
 pub(super) const WATCHING_MOUNTS: &str = "watches whole file systems, which takes a privilege; `inotify` is served";
 pub(super) const NEW: &str = "newer than what programs rely on; they ask for it and fall back";
 pub(super) const NEW_FUTEX: &str = "a newer form of `futex`, which is served; programs fall back to that";
-pub(super) const ONE_POLICY: &str = "threads have the one ordinary scheduling policy; `sched_setscheduler` says so";
+pub(super) const ONE_POLICY: &str = "a newer form of `sched_setscheduler`, which is served; programs fall back to that";
 pub(super) const SEALS: &str = "forbids changes to mappings; programs ask for it and go on without";
 pub(super) const RESTARTABLE: &str = "only saves time; the C library falls back";
