@@ -128,7 +128,7 @@ fn is_own(kind: Kind, number: i32) -> bool {
 fn is_connection(pid: u32, fd: RawFd) -> bool {
     let link = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap_or_default();
     let link = link.to_string_lossy();
-    link.starts_with("socket:") || link == "anon_inode:[signalfd]"
+    link.starts_with("socket:") || link == "anon_inode:[signalfd]" || link == "/proc"
 }
 
 #[cfg(test)]
