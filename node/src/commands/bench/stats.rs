@@ -7,6 +7,8 @@ use serde::Serialize;
 pub struct Spread {
     /// The median.
     pub median: f64,
+    /// The lower quartile.
+    pub quarter: f64,
     /// The smallest.
     pub min: f64,
     /// The largest.
@@ -21,7 +23,8 @@ impl Spread {
         let (min, max) = (*values.first()?, *values.last()?);
         let middle = values.len() / 2;
         let median = if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
-        Some(Self { median, min, max })
+        let quarter = values[(values.len() - 1) / 4];
+        Some(Self { median, quarter, min, max })
     }
 }
 
@@ -54,8 +57,9 @@ mod tests {
 
     #[test]
     fn the_median_is_the_middle() {
-        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
+        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, quarter: 1.0, min: 1.0, max: 3.0 }));
         assert_eq!(Spread::of([4.0, 1.0]).unwrap().median, 2.5);
+        assert_eq!(Spread::of([9.0, 2.0, 1.0, 8.0, 3.0]).unwrap().quarter, 2.0);
         assert_eq!(Spread::of([]), None);
     }
 
