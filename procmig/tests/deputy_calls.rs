@@ -446,7 +446,9 @@ fn trace_lines_go_to_the_trace() {
 fn job_controls_stops_are_homes_until_the_guest_catches_them() {
     use nix::sys::signal::{Signal, kill};
     use nix::sys::wait::{WaitPidFlag, waitpid};
-    let mut d = Deputy::start();
+    // In a process group of its own: in one that is orphaned, as that of the tests may be, nothing stops.
+    let own_group = || nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0)).unwrap();
+    let mut d = Deputy::start_with(deputy_support::attach(), None, own_group);
     d.sys(SYS_getppid, &[]);
     kill(d.pid, Signal::SIGTSTP).unwrap();
     let stopped = waitpid(d.pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
