@@ -6,8 +6,11 @@
 
 /// First virtual address that a guest process cannot use; the shim's window starts here.
 pub const SHIM_BASE: u64 = 0x7fff_c000_0000;
+/// Page of an address space's call slots, once it has any: ring 3 may read and write it. It is no part of
+/// what a process can map or see.
+pub const CALL_SLOTS: u64 = SHIM_BASE - 0x20_0000;
 /// End of a guest process's address space.
-pub const USER_END: u64 = SHIM_BASE;
+pub const USER_END: u64 = CALL_SLOTS;
 /// Lowest address that a guest process may map, as Linux's default `vm.mmap_min_addr`.
 pub const USER_START: u64 = 0x1_0000;
 /// Virtual address of guest physical address 0 in the supervisor-only direct map.
@@ -24,6 +27,9 @@ pub mod page {
     pub const GDT: u64 = 0x3000;
     /// Interrupt descriptor table: 32 gates.
     pub const IDT: u64 = 0x4000;
+    /// Where `syscall` lands on vCPUs of threads with a call slot: one trampoline for each slot, which
+    /// ring 3 may execute.
+    pub const SLOT_TRAMPOLINES: u64 = 0x3_0000;
     /// First page of the vCPUs' own areas, one page each.
     pub const VCPUS: u64 = 0x10_0000;
 }
@@ -72,6 +78,42 @@ pub mod vcpu {
     pub const EDITS: u64 = 0x800;
     /// Most edits in one list.
     pub const MAX_EDITS: usize = 64;
+}
+
+/// A call slot: how a guest thread and a thread of the VMM hand a system call over and its result back
+/// without an exit. Offsets within it; one cache line for each direction.
+pub mod call_slot {
+    /// Bytes of a slot.
+    pub const SIZE: u64 = 128;
+    /// Slots of one page.
+    pub const COUNT: u32 = 32;
+    /// A doubleword, one of [`NOT_POSTED`], [`POSTED`], [`WITHDRAWN`]. Whoever changes it from `POSTED`
+    /// has the call.
+    pub const POST: u64 = 0;
+    /// Nothing is posted, or it was taken.
+    pub const NOT_POSTED: u32 = 0;
+    /// A call is to be taken.
+    pub const POSTED: u32 = 1;
+    /// The guest thread has waited long enough.
+    pub const WITHDRAWN: u32 = 2;
+    /// The call's number, a doubleword.
+    pub const NUMBER: u64 = 8;
+    /// Its six arguments.
+    pub const ARGUMENTS: u64 = 16;
+    /// What the call returns.
+    pub const RESULT: u64 = 64;
+    /// A doubleword: 0, [`ANSWERED`] or [`REFUSED`].
+    pub const DONE: u64 = 72;
+    /// The result is there.
+    pub const ANSWERED: u32 = 1;
+    /// The call must be made with an exit.
+    pub const REFUSED: u32 = 2;
+    /// A doubleword, not 0: somebody looks for posted calls.
+    pub const ARMED: u64 = 76;
+    /// What `getpid` returns, a doubleword.
+    pub const PID: u64 = 80;
+    /// What `gettid` returns, a doubleword.
+    pub const TID: u64 = 84;
 }
 
 /// Ports of the `out` instructions: the kinds of events.

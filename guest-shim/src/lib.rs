@@ -6,3 +6,4 @@
 
 pub mod code;
 pub mod layout;
+pub mod slot_code;

@@ -39,6 +39,8 @@ cases! {
     no_thread_of_a_static_program_uses_a_page_that_is_unmapped: program("shootdown", Linking::Static, []);
     files_are_read_and_written_as_if_at_home: program("files", Linking::Dynamic, []);
     files_are_read_and_written_by_a_static_program: program("files", Linking::Static, []);
+    many_calls_are_as_each_by_itself: program("exitless", Linking::Dynamic, []);
+    many_calls_of_a_static_program_are_as_each_by_itself: program("exitless", Linking::Static, []);
     what_was_used_is_accounted: program("usage", Linking::Dynamic, []);
     every_table_has_an_end: program("limits", Linking::Dynamic, []);
     memory_handed_out_is_zero: program("recycle", Linking::Dynamic, []);

@@ -294,11 +294,14 @@ impl FrameAllocator {
             small.sort_unstable();
             split_runs(&small.split_off(room), &mut runs);
         }
+        // Pools are taken from at their end, and neighbours should come out in order: memory that is
+        // contiguous for a program is then contiguous for the host too.
+        small.sort_unstable_by(|a, b| b.cmp(a));
         pools.dirty.append(&mut small);
         let kept_runs: Vec<(Frame, u32)>;
         (kept_runs, runs) = keep_small_runs(runs, KEPT.saturating_sub(pools.dirty.len()));
-        for (first, length) in kept_runs {
-            pools.dirty.extend((0..length).map(|i| first.offset(i)));
+        for (first, length) in kept_runs.into_iter().rev() {
+            pools.dirty.extend((0..length).rev().map(|i| first.offset(i)));
         }
         drop(pools);
         // Punched before anyone can be handed them, outside the lock.
@@ -306,16 +309,16 @@ impl FrameAllocator {
             self.ram.punch(first, length);
         }
         let mut pools = self.pools();
-        for (first, length) in runs {
-            let (mut at, end) = (first.0, first.0 + length);
-            while at < end {
-                let is_block = at % FRAMES_PER_BLOCK == 0 && end - at >= FRAMES_PER_BLOCK;
-                if is_block && at / FRAMES_PER_BLOCK >= pools.top {
-                    pools.blocks.push(Frame(at));
-                    at += FRAMES_PER_BLOCK;
+        for (first, length) in runs.into_iter().rev() {
+            let mut end = first.0 + length;
+            while end > first.0 {
+                let is_block = end % FRAMES_PER_BLOCK == 0 && end - first.0 >= FRAMES_PER_BLOCK;
+                if is_block && (end / FRAMES_PER_BLOCK) > pools.top {
+                    end -= FRAMES_PER_BLOCK;
+                    pools.blocks.push(Frame(end));
                 } else {
-                    pools.clean.push(Frame(at));
-                    at += 1;
+                    end -= 1;
+                    pools.clean.push(Frame(end));
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 pub mod accounts;
 pub mod addr;
+pub mod call_slot;
 pub mod entry;
 pub mod frames;
 pub mod guard;

@@ -9,8 +9,8 @@ use crate::table_frames::TableFrames;
 use crate::user_cpu::UserCpu;
 use crate::windows::WindowFrames;
 use crate::{entry, paging};
-use guest_shim::code;
 use guest_shim::layout::{self, page, selector, table, vcpu};
+use guest_shim::{code, slot_code};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -237,6 +237,7 @@ fn install_shim(ram: &GuestRam) {
     use paging::{LARGE, NO_EXECUTE, PRESENT, USER, WRITE};
     ram.write(GuestPhysAddr(page::CODE), code::shim());
     ram.write(GuestPhysAddr(page::TRAMPOLINE), code::trampoline());
+    ram.write(GuestPhysAddr(page::SLOT_TRAMPOLINES), slot_code::trampolines());
     ram.write(GuestPhysAddr(table::PROBE_CODE), code::probe());
 
     // The limit keeps the task descriptor at 0x40 within the table; its busy bit is set, as after LTR.
@@ -282,6 +283,9 @@ fn install_shim(ram: &GuestRam) {
     };
     entry(page::CODE, PRESENT);
     entry(page::TRAMPOLINE, PRESENT | USER);
+    for i in 0..slot_code::PAGES {
+        entry(page::SLOT_TRAMPOLINES + i * PAGE_SIZE, PRESENT | USER);
+    }
     entry(page::GDT, PRESENT | WRITE | NO_EXECUTE);
     entry(page::IDT, PRESENT | WRITE | NO_EXECUTE);
 
@@ -314,6 +318,7 @@ const _: () = {
     // Page tables of the window lie between their start and the direct map's PDPT.
     assert!(table::SHIM_PTS + layout::VCPU_AREAS_END.div_ceil(LARGE_PAGE_SIZE) * PAGE_SIZE <= table::DIRECT_PDPT);
     assert!(layout::VCPU_AREAS_END.div_ceil(LARGE_PAGE_SIZE) <= 512);
-    assert!(table::PROBE_TABLES + 3 * PAGE_SIZE <= page::VCPUS);
+    assert!(table::PROBE_TABLES + 3 * PAGE_SIZE <= page::SLOT_TRAMPOLINES);
+    assert!(page::SLOT_TRAMPOLINES + slot_code::PAGES * PAGE_SIZE <= page::VCPUS);
     assert!(MAX_MEMORY >> 30 <= 512);
 };

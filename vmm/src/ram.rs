@@ -105,6 +105,11 @@ impl GuestRam {
         self.slice(at, 4).load(0, Ordering::SeqCst).expect("aligned and within the memory")
     }
 
+    /// Writes an aligned doubleword at once. Panics as [`load`](Self::load).
+    pub fn store_u32(&self, at: GuestPhysAddr, value: u32) {
+        self.slice(at, 4).store(value, 0, Ordering::SeqCst).expect("aligned and within the memory");
+    }
+
     /// Replaces an aligned doubleword if it still is `current`; `Err` is what it is instead.
     ///
     /// # Errors

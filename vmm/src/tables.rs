@@ -13,7 +13,7 @@ use crate::machine::{self, Machine};
 use crate::paging::{self, ADDRESS, HAS_FRAME, LARGE, NO_EXECUTE, PRESENT, USER, WRITE};
 use crate::table_frames::TableError;
 use crate::user_cpu::{Edit, UserCpu};
-use guest_shim::layout::USER_END;
+use guest_shim::layout::{SHIM_BASE, USER_END};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -416,7 +416,7 @@ impl PageTables {
     /// The same for those that map some of `start..end`, in time that grows with their number and not
     /// with the range's length.
     pub fn for_each_in(&self, start: u64, end: u64, visit: &mut dyn FnMut(u64, u64, bool)) {
-        self.visit_table(self.root, 3, 0, &(start..end), visit, &mut |_| {});
+        self.visit_table(self.root, 3, 0, &(start..end.min(USER_END)), visit, &mut |_| {});
     }
 
     fn visit_table(
@@ -431,7 +431,7 @@ impl PageTables {
         let span = paging::span(level);
         let slots = if level == 3 { DIRECT_SLOT } else { 512 };
         let first = range.start.saturating_sub(base) / span;
-        let end = range.end.min(USER_END).saturating_sub(base).div_ceil(span).min(slots);
+        let end = range.end.saturating_sub(base).div_ceil(span).min(slots);
         for slot in first..end {
             let entry = self.load(table, slot);
             let at = base + slot * span;
@@ -453,7 +453,8 @@ impl Drop for PageTables {
     /// enters the guest on this root again.
     fn drop(&mut self) {
         let mut tables = Vec::new();
-        self.visit_table(self.root, 3, 0, &(0..USER_END), &mut |_, _, _| {}, &mut |table| tables.push(table));
+        // Those of the call slots too, but not the shim's.
+        self.visit_table(self.root, 3, 0, &(0..SHIM_BASE), &mut |_, _, _| {}, &mut |table| tables.push(table));
         self.machine.tables().retire(&self.machine, &tables);
     }
 }

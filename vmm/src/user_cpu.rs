@@ -1,12 +1,13 @@
 //! A vCPU as a guest thread sees it: ring 3 until an event, whatever ring the event arrived in.
 
-use crate::addr::GuestPhysAddr;
+use crate::addr::{GuestPhysAddr, PAGE_SIZE};
+use crate::call_slot::{CallSlot, Settled};
 use crate::entry::{EntryMode, Paging};
 use crate::hypervisor::{Exit, HypervisorError, Interrupter, Ring, Vcpu};
 use crate::machine::Machine;
 use crate::regs::Regs;
-use guest_shim::code;
 use guest_shim::layout::{self, page, port, selector, vcpu};
+use guest_shim::{code, slot_code};
 use std::sync::Arc;
 
 /// Why a guest thread left ring 3.
@@ -18,6 +19,9 @@ pub enum UserEvent {
     Exception(Exception),
     /// Somebody broke in.
     Interrupted,
+    /// The thread has stopped in its call slot's trampoline: [`UserCpu::settle_call`] tells what comes of the
+    /// call. It may wait, so it is asked when nobody waits for this thread to be out of the guest.
+    InCall,
     /// The host could not provide memory that the thread touched.
     Unbacked,
     /// The vCPU cannot go on: a bug of the shim or of the hypervisor. A description for the log.
@@ -44,6 +48,8 @@ pub struct Edit {
     pub value: u64,
 }
 
+/// Bytes of the `syscall` instruction.
+const SYSCALL_SIZE: u64 = 2;
 /// Flags that a program may set for itself; the others are the kernel's.
 const USER_FLAGS: u64 = 0x24_4dd5;
 /// Error code of a page fault: an instruction fetch from ring 3, of an absent page.
@@ -70,6 +76,10 @@ pub struct UserCpu {
     /// The vCPU has died: some hypervisors leave nothing of its state then.
     dead: bool,
     counts: Counts,
+    /// The thread's call slot.
+    slot: Option<Arc<CallSlot>>,
+    /// Bytes of the present call that were done before it came here.
+    progress: u64,
 }
 
 /// How often a vCPU has left the guest for one guest thread.
@@ -93,6 +103,8 @@ impl UserCpu {
             stale: true,
             dead: false,
             counts: Counts::default(),
+            slot: None,
+            progress: 0,
         }
     }
 
@@ -128,6 +140,28 @@ impl UserCpu {
     pub fn set_segment_bases(&mut self, fs: u64, gs: u64) {
         self.vcpu.set_segment_bases(fs, gs);
         self.leave_kernel();
+    }
+
+    /// Has the thread make its calls by way of a slot of its address space, or none. Only where `syscall`
+    /// stays in ring 3.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses; the thread has no slot then.
+    pub fn set_call_slot(&mut self, slot: Option<Arc<CallSlot>>) -> Result<(), HypervisorError> {
+        if slot.is_none() && self.slot.is_none() {
+            return Ok(());
+        }
+        debug_assert!(self.machine.entry_mode() == EntryMode::Ring3);
+        self.slot = None;
+        let plain = layout::SHIM_BASE + page::TRAMPOLINE;
+        self.vcpu.set_syscall_entry(slot.as_ref().map_or(plain, |slot| slot.trampoline()))?;
+        self.slot = slot;
+        Ok(())
+    }
+
+    /// How many bytes of the call that has come here were done before, once: it goes on behind them.
+    pub fn take_progress(&mut self) -> u64 {
+        std::mem::take(&mut self.progress)
     }
 
     /// Extended state, in the standard format of XSAVE.
@@ -208,6 +242,10 @@ impl UserCpu {
                 self.regs = *self.vcpu.regs();
                 UserEvent::Exception(PROTECTION)
             }
+            Exit::Interrupted | Exit::Unbacked if self.is_in_slot() => {
+                self.in_user = true;
+                UserEvent::InCall
+            }
             Exit::Interrupted | Exit::Unbacked => {
                 // In ring 3 at the next instruction, or in the shim between two of them: what was
                 // under way there is done again from the registers that the thread had.
@@ -249,7 +287,16 @@ impl UserCpu {
         self.regs = Regs { rip: regs.rcx, rflags: regs.r11, ..regs };
         match self.vcpu.ring() {
             Ring::User if self.is_foreign_code() => return UserEvent::Exception(PROTECTION),
-            Ring::User => self.in_user = true,
+            Ring::User => {
+                self.in_user = true;
+                if let Some(slot) = &self.slot {
+                    let offset = slot_offset(regs.rip);
+                    if offset.is_some_and(slot_code::is_waiting) {
+                        return UserEvent::InCall;
+                    }
+                    self.progress = slot.take_progress();
+                }
+            }
             Ring::Kernel => {
                 self.in_user = false;
                 self.behind_call = Some(regs.rip);
@@ -293,6 +340,37 @@ impl UserCpu {
         foreign
     }
 
+    fn is_in_slot(&self) -> bool {
+        self.slot.is_some() && self.vcpu.ring() == Ring::User && slot_offset(self.vcpu.regs().rip).is_some()
+    }
+
+    /// Brings the call to an end in which the thread has stopped.
+    pub fn settle_call(&mut self) -> UserEvent {
+        let regs = *self.vcpu.regs();
+        self.regs = Regs { rip: regs.rcx, rflags: regs.r11, ..regs };
+        let Some(slot) = self.slot.clone() else { return UserEvent::Interrupted };
+        // A program may have jumped to the trampoline of another slot: nothing of its own is there.
+        let offset = slot_offset(regs.rip)
+            .filter(|offset| offset / slot_code::SIZE == u64::from(slot.index()))
+            .map_or(Settled::Again(regs.rax), |offset| slot.settle(offset, regs.rax));
+        match offset {
+            Settled::Returned(value) => {
+                self.regs.rax = value as u64;
+                UserEvent::Interrupted
+            }
+            Settled::Again(number) => {
+                self.regs.rip = regs.rcx.wrapping_sub(SYSCALL_SIZE);
+                self.regs.rax = number;
+                UserEvent::Interrupted
+            }
+            Settled::Serve(progress) => {
+                self.regs.rax = slot.number();
+                self.progress = progress;
+                UserEvent::SystemCall
+            }
+        }
+    }
+
     fn is_in_trampoline(&self, rip: u64) -> bool {
         let start = layout::SHIM_BASE + page::TRAMPOLINE;
         self.machine.entry_mode() == EntryMode::Ring3 && (start..start + code::trampoline().len() as u64).contains(&rip)
@@ -307,7 +385,7 @@ impl UserCpu {
             // Before the `out`: the call has not been made, so it is made again. Behind it: the
             // call is done and `sysretq` is left.
             let before = offset == page::TRAMPOLINE;
-            let back = if before { 2 } else { 0 };
+            let back = if before { SYSCALL_SIZE } else { 0 };
             self.in_user = false;
             self.regs = Regs { rip: regs.rcx.wrapping_sub(back), rflags: regs.r11, ..regs };
             return UserEvent::Interrupted;
@@ -413,6 +491,12 @@ impl UserCpu {
         self.vcpu.set_root(GuestPhysAddr(layout::table::BOOT_PML4));
         self.stale = true;
         self.counts = Counts::default();
+        if let Err(error) = self.set_call_slot(None) {
+            // Nobody else can be given a vCPU with the entry of this thread's slot.
+            tracing::error!(%error, "a vCPU keeps a call slot");
+            self.dead = true;
+        }
+        self.progress = 0;
         self.vcpu.set_segment_bases(0, 0);
         self.leave_kernel();
         // The next thread's state is set before it runs, so that nothing of this one is left then.
@@ -427,6 +511,12 @@ impl UserCpu {
     pub fn machine(&self) -> &Arc<Machine> {
         &self.machine
     }
+}
+
+/// Where in the slots' trampolines an address lies.
+fn slot_offset(rip: u64) -> Option<u64> {
+    let offset = rip.checked_sub(layout::SHIM_BASE + page::SLOT_TRAMPOLINES)?;
+    (offset < slot_code::PAGES * PAGE_SIZE).then_some(offset)
 }
 
 /// Extended state as a new program finds it, in the standard format of XSAVE.

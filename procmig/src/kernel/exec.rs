@@ -340,6 +340,7 @@ impl GuestThread {
         self.process.set_home_signals(SignalSet::EMPTY);
         self.kernel().timers.delete_posix(&self.process);
         self.process.saw_resident(self.space.resident());
+        self.leave_slot(cpu);
         self.space.part(&self.thread.gate);
         image.space.join(&self.thread.gate);
         self.process.set_space(Some(image.space.clone()));

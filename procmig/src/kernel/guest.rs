@@ -1,6 +1,7 @@
 //! The life of a guest thread on its host thread.
 
 use super::Kernel;
+use super::exitless::Exitless;
 use super::group::Permit;
 use super::memory_short::{Leaver, Whose};
 use super::process::{Ending, Process};
@@ -16,6 +17,7 @@ use nix::errno::Errno;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 use vmm::addr::GuestVirtAddr;
 use vmm::regs::Regs;
 use vmm::user_cpu::{Exception, UserCpu, UserEvent};
@@ -55,6 +57,8 @@ pub struct GuestThread {
     pub space: Arc<AddressSpace>,
     /// The last fault, for signal frames: number, error code, address.
     pub last_fault: (u64, u64, u64),
+    /// Calls without exits.
+    pub exitless: Exitless,
     /// Kept until the memory is free; so it is the last.
     leaver: Option<Leaver>,
     /// Until it begins to end.
@@ -85,6 +89,7 @@ impl GuestThread {
             channel,
             space,
             last_fault: (0, 0, 0),
+            exitless: Exitless::default(),
             leaver: None,
             permit: Some(permit),
         })
@@ -143,9 +148,15 @@ impl GuestThread {
                 cpu.set_root(self.space.root());
                 continue;
             }
+            let entered = Instant::now();
             let event = cpu.run();
             self.thread.gate.leave();
+            self.exitless.ran(entered.elapsed());
             self.count(cpu);
+            let event = match event {
+                Ok(UserEvent::InCall) => Ok(cpu.settle_call()),
+                event => event,
+            };
             match event {
                 Ok(UserEvent::SystemCall) => {
                     if !self.system_call(cpu) {
@@ -153,7 +164,8 @@ impl GuestThread {
                     }
                 }
                 Ok(UserEvent::Exception(exception)) => self.exception(cpu, exception),
-                Ok(UserEvent::Interrupted) => {}
+                // A call that was settled is over, or is made again.
+                Ok(UserEvent::Interrupted | UserEvent::InCall) => {}
                 Ok(UserEvent::Unbacked) => {
                     unbacked += 1;
                     match self.space.drop_gone(cpu) {
@@ -316,6 +328,7 @@ impl GuestThread {
     fn finish(&mut self, cpu: &mut UserCpu) {
         // Whoever learns of its end may start another.
         self.permit = None;
+        self.leave_slot(cpu);
         self.say_goodbye(cpu);
         self.thread.end_call();
         self.space.part(&self.thread.gate);

@@ -9,6 +9,7 @@ pub mod affinity;
 pub mod deliver;
 pub mod descriptors;
 mod exec;
+pub mod exitless;
 pub mod group;
 pub mod guest;
 pub mod handed;
@@ -97,6 +98,8 @@ pub struct Kernel {
     pub vdso: Arc<PageObject>,
     /// vCPUs with the host threads that run them.
     pub pool: pool::Pool,
+    /// Who serves calls that come without an exit.
+    pub poller: exitless::poller::Poller,
     /// Deadlines.
     pub timers: timers::Timers,
     /// Control connections of deputies.
@@ -149,6 +152,7 @@ impl Kernel {
             clock,
             vdso: Arc::new(object),
             pool: pool::Pool::new(machine.clone()),
+            poller: exitless::poller::Poller::default(),
             timers: timers::Timers::new(),
             relay: relay::Relay::new(kernel.clone()),
             fpu,

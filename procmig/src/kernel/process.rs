@@ -301,6 +301,11 @@ impl Process {
         lock(&self.threads).clone()
     }
 
+    /// Whether it has one thread.
+    pub fn is_single_threaded(&self) -> bool {
+        lock(&self.threads).len() == 1
+    }
+
     /// The thread with this TID.
     pub fn thread(&self, tid: i32) -> Option<Arc<Thread>> {
         lock(&self.threads).iter().find(|thread| thread.tid() == tid).cloned()

@@ -36,6 +36,8 @@ pub struct Tally {
     pub local_calls: Count,
     /// System calls forwarded home.
     pub forwarded_calls: Count,
+    /// System calls served here without an exit; the poller's to count.
+    pub exitless_calls: Count,
     /// Page faults.
     pub faults: Count,
     round_trips: Count,
@@ -60,7 +62,8 @@ impl Tally {
     /// All counts.
     pub fn usage(&self) -> Usage {
         Usage {
-            local_calls: self.local_calls.get(),
+            local_calls: self.local_calls.get() + self.exitless_calls.get(),
+            exitless_calls: self.exitless_calls.get(),
             forwarded_calls: self.forwarded_calls.get(),
             round_trips: self.round_trips.get(),
             bytes_sent: self.sent.get(),

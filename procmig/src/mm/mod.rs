@@ -11,6 +11,7 @@ pub mod regions;
 mod remap;
 pub mod segments;
 pub mod shared;
+mod slots;
 pub mod space;
 
 pub use access::ProcessMemory;

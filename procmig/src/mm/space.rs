@@ -5,6 +5,7 @@ use super::layout::Layout;
 use super::object::PageObject;
 use super::regions::{Backing, Protection, Region, RegionFlags, Regions};
 use super::segments::Attachment;
+use super::slots::SlotPage;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -89,6 +90,7 @@ pub(super) struct Inner {
     /// System V segments by where they are attached.
     pub(super) segments: BTreeMap<u64, Attachment>,
     gates: Vec<Gate>,
+    pub(super) slots: Option<SlotPage>,
 }
 
 /// An errno for a failure to change page tables.
@@ -157,6 +159,7 @@ impl AddressSpace {
                 heap_end: 0,
                 segments: BTreeMap::new(),
                 gates: Vec::new(),
+                slots: None,
             },
         ))
     }
@@ -178,6 +181,11 @@ impl AddressSpace {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("no panic while an address space is locked")
+    }
+
+    /// The same if nobody else has the lock.
+    pub(super) fn try_lock(&self) -> Option<MutexGuard<'_, Inner>> {
+        self.inner.try_lock().ok()
     }
 
     /// The page-table root. Wait for whoever changes the tables.
@@ -568,6 +576,7 @@ impl AddressSpace {
                 heap_end: inner.heap_end,
                 segments: inner.segments.clone(),
                 gates: Vec::new(),
+                slots: None,
             },
         ))
     }
@@ -652,6 +661,9 @@ impl Drop for AddressSpace {
     fn drop(&mut self) {
         let inner = self.inner.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
         release_frames(&self.machine, &inner.tables);
+        if let Some(page) = &inner.slots {
+            self.machine.frames().release(page.frame);
+        }
     }
 }
 

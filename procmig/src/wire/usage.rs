@@ -13,6 +13,8 @@ pub struct Usage {
     pub peak_resident: u64,
     /// System calls served in the node.
     pub local_calls: u64,
+    /// Of these, the ones that another thread of the node served, without an exit.
+    pub exitless_calls: u64,
     /// System calls forwarded home.
     pub forwarded_calls: u64,
     /// Requests to the deputy that were waited for: forwarded calls, and what the node itself asks of home.
@@ -43,6 +45,7 @@ impl Usage {
         sum(&mut self.system_nanos, other.system_nanos);
         self.peak_resident = self.peak_resident.max(other.peak_resident);
         sum(&mut self.local_calls, other.local_calls);
+        sum(&mut self.exitless_calls, other.exitless_calls);
         sum(&mut self.forwarded_calls, other.forwarded_calls);
         sum(&mut self.round_trips, other.round_trips);
         sum(&mut self.bytes_sent, other.bytes_sent);

@@ -450,6 +450,15 @@ impl Vcpu for KvmVcpu {
         self.fd.sync_regs_mut().sregs.cr3 = root.raw();
     }
 
+    fn set_syscall_entry(&mut self, address: u64) -> Result<(), HypervisorError> {
+        let entry = kvm_msr_entry { index: MSR_LSTAR, data: address, ..Default::default() };
+        let msrs = Msrs::from_entries(&[entry]).expect("one entry fits");
+        match self.fd.set_msrs(&msrs).map_err(failed("set the system-call entry"))? {
+            1 => Ok(()),
+            _ => Err(HypervisorError::Lacks("the system-call MSRs")),
+        }
+    }
+
     fn segment_bases(&self) -> (u64, u64) {
         let sregs = &self.synced().sregs;
         (sregs.fs.base, sregs.gs.base)

@@ -187,6 +187,12 @@ pub trait Vcpu: Send {
     /// Sets the page-table root.
     fn set_root(&mut self, root: GuestPhysAddr);
 
+    /// Sets where `syscall` lands.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn set_syscall_entry(&mut self, address: u64) -> Result<(), HypervisorError>;
+
     /// Bases of FS and GS.
     fn segment_bases(&self) -> (u64, u64);
 

@@ -51,6 +51,7 @@ fn as_text(command: &str, took: Duration, report: &Report) -> String {
         ("Page faults", used.faults.to_string()),
         ("CPU time of the deputies at home (seconds)", seconds(home_user.saturating_add(home_system))),
         ("System calls served in the node", used.local_calls.to_string()),
+        ("Of these without an exit", used.exitless_calls.to_string()),
         ("System calls forwarded home", used.forwarded_calls.to_string()),
         ("Round trips home", used.round_trips.to_string()),
         ("Bytes sent home", used.bytes_sent.to_string()),

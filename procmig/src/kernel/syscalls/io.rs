@@ -24,26 +24,46 @@ const DISK: u64 = 1 << 20;
 
 /// Serves a call on a file that is here; `None` if it is the deputy's to perform.
 pub fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: i64, args: &[u64; 6]) -> Option<Outcome> {
-    let file = file(guest, args[0] as i32)?;
+    let progress = cpu.take_progress();
+    let Some(file) = file(guest, args[0] as i32) else {
+        // Another thread has closed it meanwhile: what was done of the call is not done again.
+        return (progress > 0).then_some(Outcome::Return(progress as i64));
+    };
+    let outcome = serve_on(guest, cpu, nr, args, &file, progress);
+    if matches!(outcome, Some(Outcome::Return(0..))) {
+        guest.note_exit(cpu);
+    }
+    outcome
+}
+
+/// The same on this file. So many bytes are done already.
+fn serve_on(
+    guest: &mut GuestThread,
+    cpu: &mut UserCpu,
+    nr: i64,
+    args: &[u64; 6],
+    file: &HandedFile,
+    progress: u64,
+) -> Option<Outcome> {
     let at = match nr {
         libc::SYS_pread64 | libc::SYS_pwrite64 if file.kind() != Kind::Regular => return None,
         libc::SYS_pread64 | libc::SYS_pwrite64 => Some(i64::try_from(args[3]).ok()?),
         _ => None,
     };
     match nr {
-        libc::SYS_read | libc::SYS_pread64 => read(guest, cpu, &file, &[part(args)?], at),
-        libc::SYS_write | libc::SYS_pwrite64 => write(guest, cpu, &file, &[part(args)?], at),
+        libc::SYS_read | libc::SYS_pread64 => read(guest, cpu, file, &[part(args)?], at, progress),
+        libc::SYS_write | libc::SYS_pwrite64 => write(guest, cpu, file, &[part(args)?], at, progress),
         libc::SYS_readv => {
             let parts = vector(guest, cpu, args)?;
-            read(guest, cpu, &file, &parts, None)
+            read(guest, cpu, file, &parts, None, progress)
         }
         libc::SYS_writev => {
             let parts = vector(guest, cpu, args)?;
-            write(guest, cpu, &file, &parts, None)
+            write(guest, cpu, file, &parts, None, progress)
         }
         libc::SYS_lseek => Some(file.seek(args[1] as i64, args[2] as i32).into()),
-        libc::SYS_fstat => Some(status(guest, cpu, &file, args[1]).into()),
-        libc::SYS_ioctl => is_terminal_request(&file, args[1]).then(|| Outcome::Return(failure(Errno::ENOTTY))),
+        libc::SYS_fstat => Some(status(guest, cpu, file, args[1]).into()),
+        libc::SYS_ioctl => is_terminal_request(file, args[1]).then(|| Outcome::Return(failure(Errno::ENOTTY))),
         _ => None,
     }
 }
@@ -59,6 +79,7 @@ pub fn serve_status(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6])
         return None;
     }
     let file = guest.process.descriptors.file(args[0] as i32)?;
+    guest.note_exit(cpu);
     Some(status(guest, cpu, &file, args[2]).into())
 }
 
@@ -96,7 +117,7 @@ pub fn change(guest: &mut GuestThread, cpu: &mut UserCpu, nr: i64, args: &[u64; 
 fn closes_unseen(guest: &GuestThread, fd: i32) -> bool {
     !guest.process.trace
         && guest.process.descriptors.file(fd).is_some_and(|file| file.kind() == Kind::Regular && file.is_read_only())
-        && guest.process.threads().len() == 1
+        && guest.process.is_single_threaded()
 }
 
 /// A call that makes a descriptor: its file is taken over with the reply, if it may be.
@@ -179,9 +200,10 @@ fn read(
     file: &HandedFile,
     parts: &[Part],
     at: Option<i64>,
+    mut done: u64,
 ) -> Option<Outcome> {
     let mut parts = parts.to_vec();
-    let mut done = 0u64;
+    advance(&mut parts, done);
     while !parts.is_empty() {
         let offset = at.map(|at| at.saturating_add(done as i64));
         let got = guest.with_memory(cpu, |memory| {
@@ -240,9 +262,10 @@ fn write(
     file: &HandedFile,
     parts: &[Part],
     at: Option<i64>,
+    mut done: u64,
 ) -> Option<Outcome> {
     let mut parts = parts.to_vec();
-    let mut done = 0u64;
+    advance(&mut parts, done);
     while !parts.is_empty() {
         let offset = at.map(|at| at.saturating_add(done as i64));
         let put = guest.with_memory(cpu, |memory| {

@@ -127,8 +127,12 @@ fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -
         libc::SYS_set_tid_address => info::set_tid_address(guest, args).into(),
         libc::SYS_set_robust_list => futex::set_robust_list(guest, args).into(),
         libc::SYS_get_robust_list => futex::get_robust_list(guest, cpu, args).into(),
-        libc::SYS_gettid => Outcome::Return(i64::from(guest.thread.tid())),
-        libc::SYS_getpid => Outcome::Return(i64::from(guest.process.pid)),
+        libc::SYS_gettid | libc::SYS_getpid => {
+            // With a slot the thread finds them there.
+            guest.note_exit(cpu);
+            let id = if number == libc::SYS_gettid { guest.thread.tid() } else { guest.process.pid };
+            Outcome::Return(i64::from(id))
+        }
         libc::SYS_getuid | libc::SYS_geteuid | libc::SYS_getgid | libc::SYS_getegid => info::user(guest, number),
         libc::SYS_arch_prctl => info::arch_prctl(guest, cpu, args).into(),
         libc::SYS_getrandom => info::getrandom(guest, cpu, args).into(),

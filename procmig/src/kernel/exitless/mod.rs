@@ -1,0 +1,122 @@
+//! System calls without an exit from the virtual machine.
+//!
+//! Where an exit costs as much as dozens of short calls, a thread that makes many of them gets a slot
+//! ([`vmm::call_slot`]): it posts its calls there, and one thread of the node, the [`poller`], which looks
+//! at all slots as long as calls come, takes and answers them ([`serve`]). Whatever cannot be answered at
+//! once and to the end goes the usual way, with an exit.
+
+pub mod poller;
+mod serve;
+
+use super::guest::GuestThread;
+use poller::Polled;
+use std::sync::Arc;
+use std::time::Duration;
+use vmm::call_slot::CallSlot;
+use vmm::entry::EntryMode;
+use vmm::user_cpu::UserCpu;
+
+/// A thread that runs no longer than this between two calls, exits included, makes one after the other.
+const DENSE: Duration = Duration::from_micros(80);
+/// So many dense calls in a row are taken for the beginning of many.
+const FEW: u32 = 3;
+/// How many there must be at most before the poller is asked again in vain.
+const MANY: u32 = 256;
+/// So many calls repay the poller's waking and its last, idle look.
+const WORTHWHILE: u64 = 8;
+
+/// What a thread knows of its calls without exits.
+#[derive(Debug)]
+pub struct Exitless {
+    polled: Option<Arc<Polled>>,
+    /// No slot can be had in this address space.
+    refused: bool,
+    /// Calls in a row that the poller could have served.
+    dense: u32,
+    /// How many of them it takes.
+    wanted: u32,
+    /// Calls served when the poller was asked last, if it ever was.
+    served: Option<u64>,
+    /// The last run in the guest was short.
+    short_run: bool,
+}
+
+impl Default for Exitless {
+    fn default() -> Self {
+        Self { polled: None, refused: false, dense: 0, wanted: FEW, served: None, short_run: false }
+    }
+}
+
+impl Exitless {
+    /// Notes how long the thread was in the guest.
+    pub fn ran(&mut self, time: Duration) {
+        self.short_run = time < DENSE;
+        if !self.short_run {
+            self.dense = 0;
+        }
+    }
+
+    /// The slot's last day: what it is used for is over when this returns.
+    fn close(&mut self) -> Option<Arc<Polled>> {
+        let polled = self.polled.take()?;
+        polled.close();
+        Some(polled)
+    }
+}
+
+impl GuestThread {
+    /// Notes a call that came with an exit and might have come without.
+    pub fn note_exit(&mut self, cpu: &mut UserCpu) {
+        if !self.exitless.short_run {
+            return;
+        }
+        self.exitless.dense += 1;
+        if self.exitless.dense < self.exitless.wanted {
+            return;
+        }
+        self.exitless.dense = 0;
+        if self.exitless.polled.is_none() && !self.get_slot(cpu) {
+            return;
+        }
+        let Some(polled) = self.exitless.polled.clone() else { return };
+        let served = polled.served();
+        let repaid = self.exitless.served.is_none_or(|before| served - before >= WORTHWHILE);
+        self.exitless.wanted = if repaid { FEW } else { (self.exitless.wanted * 2).min(MANY) };
+        self.exitless.served = Some(served);
+        self.kernel().poller.ask(&polled);
+    }
+
+    /// Gets a slot, for a thread that is traced by nobody.
+    fn get_slot(&mut self, cpu: &mut UserCpu) -> bool {
+        if self.exitless.refused || cpu.entry_mode() != EntryMode::Ring3 || self.process.trace {
+            return false;
+        }
+        let machine = self.kernel().machine.clone();
+        let Some((frame, index)) = self.space.take_call_slot() else {
+            self.exitless.refused = true;
+            return false;
+        };
+        let slot = CallSlot::new(machine.ram().clone(), frame, index, self.process.pid, self.thread.tid());
+        let slot = Arc::new(slot);
+        if let Err(error) = cpu.set_call_slot(Some(slot.clone())) {
+            tracing::warn!(error = %crate::chain(&error), "a thread gets no call slot");
+            self.space.give_call_slot(index);
+            self.exitless.refused = true;
+            return false;
+        }
+        self.exitless.polled = Some(Arc::new(Polled::new(slot, self.thread.clone(), self.space.clone())));
+        true
+    }
+
+    /// Gives the slot back: the thread leaves its address space, or ends.
+    pub fn leave_slot(&mut self, cpu: &mut UserCpu) {
+        if let Some(polled) = self.exitless.close() {
+            if let Err(error) = cpu.set_call_slot(None) {
+                tracing::error!(error = %crate::chain(&error), "a call slot");
+            }
+            self.kernel().poller.forget(&polled);
+            self.space.give_call_slot(polled.slot().index());
+        }
+        self.exitless = Exitless::default();
+    }
+}

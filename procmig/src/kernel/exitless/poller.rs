@@ -1,0 +1,193 @@
+//! The thread that looks for posted calls.
+
+use super::super::lock;
+use super::super::thread::Thread;
+use super::serve::serve;
+use crate::mm::AddressSpace;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+use vmm::call_slot::CallSlot;
+
+/// How long the poller looks on after the last call: as long as about two exits take, where they are slow.
+const LINGER: Duration = Duration::from_micros(60);
+/// Looks between two of the clock.
+const LOOKS: u32 = 32;
+
+/// A slot that is looked at, and whose it is.
+#[derive(Debug)]
+pub struct Polled {
+    slot: Arc<CallSlot>,
+    caller: Mutex<Option<Caller>>,
+    served: AtomicU64,
+}
+
+/// Whose calls they are.
+struct Caller {
+    thread: Arc<Thread>,
+    space: Arc<AddressSpace>,
+}
+
+impl std::fmt::Debug for Caller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "thread {}", self.thread.tid())
+    }
+}
+
+impl Polled {
+    /// A slot of `thread` in its address space.
+    pub fn new(slot: Arc<CallSlot>, thread: Arc<Thread>, space: Arc<AddressSpace>) -> Self {
+        Self { slot, caller: Mutex::new(Some(Caller { thread, space })), served: AtomicU64::new(0) }
+    }
+
+    /// The slot.
+    pub fn slot(&self) -> &CallSlot {
+        &self.slot
+    }
+
+    /// Calls that were answered.
+    pub fn served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    /// No call is being served when this returns, and none will be.
+    pub fn close(&self) {
+        self.slot.close();
+        // The address space goes when its last thread says so, not when the poller looks again.
+        lock(&self.caller).take();
+    }
+
+    /// Serves the call that is posted, if one is.
+    fn look(&self) -> bool {
+        let Some(taken) = self.slot.take() else { return false };
+        let caller = lock(&self.caller);
+        // A slot is closed before its caller goes, so this one has it.
+        let answer = caller.as_ref().and_then(|caller| serve(&caller.thread, &caller.space, taken.call()));
+        let answer = answer.unwrap_or(vmm::call_slot::Answer::Exit { progress: 0 });
+        if matches!(answer, vmm::call_slot::Answer::Value(_)) {
+            self.served.fetch_add(1, Ordering::Relaxed);
+        }
+        taken.answer(answer);
+        true
+    }
+}
+
+/// The poller: a thread that is made when it is asked for the first time, and sleeps when nobody posts.
+#[derive(Debug, Default)]
+pub struct Poller {
+    shared: Arc<Shared>,
+    started: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    asked: Condvar,
+    /// Counts changes of the list.
+    changes: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    slots: Vec<Arc<Polled>>,
+    stop: bool,
+}
+
+impl Poller {
+    /// Has a slot looked at from now on, until no calls come any more.
+    pub fn ask(&self, polled: &Arc<Polled>) {
+        // With one CPU it would take the time that it saves.
+        if std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1) || !self.is_started() {
+            return;
+        }
+        let mut state = lock(&self.shared.state);
+        if !state.slots.iter().any(|other| Arc::ptr_eq(other, polled)) {
+            state.slots.push(polled.clone());
+            polled.slot.arm(true);
+            self.shared.changes.fetch_add(1, Ordering::SeqCst);
+            self.shared.asked.notify_one();
+        }
+    }
+
+    /// Has a slot that is closed looked at no more.
+    pub fn forget(&self, polled: &Arc<Polled>) {
+        let mut state = lock(&self.shared.state);
+        state.slots.retain(|other| !Arc::ptr_eq(other, polled));
+        self.shared.changes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn is_started(&self) -> bool {
+        if self.started.load(Ordering::Acquire) {
+            return true;
+        }
+        let mut state = lock(&self.shared.state);
+        if self.started.load(Ordering::Acquire) {
+            return true;
+        }
+        let shared = self.shared.clone();
+        match std::thread::Builder::new().name("poller".into()).spawn(move || shared.run()) {
+            Ok(_) => {
+                self.started.store(true, Ordering::Release);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no thread to poll calls");
+                state.slots.clear();
+                false
+            }
+        }
+    }
+}
+
+impl Drop for Poller {
+    fn drop(&mut self) {
+        lock(&self.shared.state).stop = true;
+        self.shared.changes.fetch_add(1, Ordering::SeqCst);
+        self.shared.asked.notify_one();
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        let mut last = Instant::now();
+        loop {
+            let (slots, changes) = {
+                let mut state = lock(&self.state);
+                if state.slots.is_empty() {
+                    state = self
+                        .asked
+                        .wait_while(state, |state| state.slots.is_empty() && !state.stop)
+                        .unwrap_or_else(std::sync::PoisonError::into_inner);
+                    last = Instant::now();
+                }
+                if state.stop {
+                    return;
+                }
+                (state.slots.clone(), self.changes.load(Ordering::SeqCst))
+            };
+            self.look_at(&slots, changes, &mut last);
+        }
+    }
+
+    /// Looks at these slots until others are to be looked at, or none.
+    fn look_at(&self, slots: &[Arc<Polled>], changes: u64, last: &mut Instant) {
+        let mut looks = 0;
+        while self.changes.load(Ordering::Acquire) == changes {
+            for polled in slots {
+                if polled.look() {
+                    looks = 0;
+                    *last = Instant::now();
+                }
+            }
+            looks += 1;
+            if looks % LOOKS == 0 && last.elapsed() > LINGER {
+                let mut state = lock(&self.state);
+                for polled in state.slots.drain(..) {
+                    polled.slot.arm(false);
+                }
+                return;
+            }
+            std::hint::spin_loop();
+        }
+    }
+}

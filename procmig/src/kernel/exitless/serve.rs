@@ -1,0 +1,121 @@
+//! Calls that are served without their thread: those on files at hand that need not wait.
+
+use super::super::handed::HandedFile;
+use super::super::thread::Thread;
+use crate::mm::{Access, AddressSpace, Part};
+use crate::wire::file_kind::Kind;
+use nix::errno::Errno;
+use vmm::call_slot::{Answer, PostedCall};
+
+/// Most parts of a vector that are looked at here.
+const MOST_PARTS: u64 = 64;
+
+/// Which way bytes go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// From the file.
+    Read,
+    /// To the file.
+    Write,
+}
+
+/// Serves a call; `None` if its thread must make it. Only what succeeds is answered: an error may be one
+/// of the place where it is found, or come with a signal.
+pub fn serve(thread: &Thread, space: &AddressSpace, call: &PostedCall) -> Option<Answer> {
+    let process = &thread.process;
+    if thread.has_attention() || process.ending().is_some() {
+        return None;
+    }
+    let PostedCall { number, arguments } = call;
+    let file = process.descriptors.file(arguments[0] as i32)?;
+    let alone = process.is_single_threaded();
+    let move_at = |way, parts, offset| transfer(&file, space, alone, way, parts, offset);
+    let answer = match i64::from(*number) {
+        libc::SYS_read => move_at(Way::Read, vec![part(arguments)?], None),
+        libc::SYS_write => move_at(Way::Write, vec![part(arguments)?], None),
+        libc::SYS_pread64 => move_at(Way::Read, vec![part(arguments)?], Some(place(&file, arguments)?)),
+        libc::SYS_pwrite64 => move_at(Way::Write, vec![part(arguments)?], Some(place(&file, arguments)?)),
+        libc::SYS_readv => move_at(Way::Read, vector(space, arguments)?, None),
+        libc::SYS_writev => move_at(Way::Write, vector(space, arguments)?, None),
+        libc::SYS_lseek => {
+            let offset = file.seek(arguments[1] as i64, arguments[2] as i32).ok()?;
+            Some(Answer::Value(offset as i64))
+        }
+        libc::SYS_fstat => status(&file, space, arguments[1]),
+        libc::SYS_newfstatat if arguments[3] == libc::AT_EMPTY_PATH as u64 => {
+            let mut first = [1];
+            if !space.read_present(arguments[1], &mut first) || first != [0] {
+                return None;
+            }
+            status(&file, space, arguments[2])
+        }
+        _ => None,
+    };
+    if matches!(answer, Some(Answer::Value(_))) {
+        thread.tally.exitless_calls.add(1);
+    }
+    answer
+}
+
+fn part(arguments: &[u64; 6]) -> Option<Part> {
+    let [_, address, length, ..] = *arguments;
+    (length > 0).then_some(Part { address, length })
+}
+
+/// The offset of a call that has one.
+fn place(file: &HandedFile, arguments: &[u64; 6]) -> Option<i64> {
+    (file.kind() == Kind::Regular).then_some(i64::try_from(arguments[3]).ok()?)
+}
+
+/// The parts of an `iovec` array.
+fn vector(space: &AddressSpace, arguments: &[u64; 6]) -> Option<Vec<Part>> {
+    let [_, at, count, ..] = *arguments;
+    if !(1..=MOST_PARTS).contains(&count) {
+        return None;
+    }
+    let mut bytes = vec![0; count as usize * 16];
+    if !space.read_present(at, &mut bytes) {
+        return None;
+    }
+    let word = |i: usize| u64::from_le_bytes(std::array::from_fn(|k| bytes[i * 8 + k]));
+    let parts = (0..count as usize).map(|i| Part { address: word(i * 2), length: word(i * 2 + 1) });
+    let parts: Vec<Part> = parts.filter(|part| part.length > 0).collect();
+    (!parts.is_empty()).then_some(parts)
+}
+
+fn status(file: &HandedFile, space: &AddressSpace, at: u64) -> Option<Answer> {
+    let bytes = file.status().ok()?;
+    space.write_present(at, &bytes).then_some(Answer::Value(0))
+}
+
+/// Moves bytes once. What moves only a part of what was asked for, where the rest may follow, is left to
+/// the thread, which goes on behind that. `alone`: the process has no other thread.
+fn transfer(
+    file: &HandedFile,
+    space: &AddressSpace,
+    alone: bool,
+    way: Way,
+    parts: Vec<Part>,
+    offset: Option<i64>,
+) -> Option<Answer> {
+    let wanted = parts.iter().try_fold(0u64, |sum, part| sum.checked_add(part.length))?;
+    let moved = match way {
+        // SAFETY: the places are valid while the memory is held.
+        Way::Read => space.with_present(&parts, Access::Write, |places| unsafe { file.read(places, offset) }),
+        // Nobody but the thread, which waits, can want its memory meanwhile.
+        // SAFETY: the places are valid while the memory is held.
+        Way::Write if alone => space.with_present(&parts, Access::Read, |places| unsafe { file.write(places, offset) }),
+        // SAFETY: the places are valid while their frames are pinned.
+        Way::Write => space.with_present_pinned(&parts, |places| unsafe { file.write(places, offset) }),
+    };
+    let moved: Result<usize, Errno> = moved?;
+    let count = moved.ok()? as u64;
+    // The end of a file, or what a pipe or socket had: there is no more.
+    let is_whole = count == wanted || (way == Way::Read && (count == 0 || !is_storage(file)));
+    Some(if is_whole { Answer::Value(count as i64) } else { Answer::Exit { progress: count } })
+}
+
+/// Whether a read gives all that was asked for as long as there is any.
+fn is_storage(file: &HandedFile) -> bool {
+    matches!(file.kind(), Kind::Regular | Kind::Device)
+}

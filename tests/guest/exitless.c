@@ -1,0 +1,424 @@
+/* Many short calls one after the other, which a node may serve without taking the thread out of the
+ * guest: everything about them must be as if each were made by itself. */
+#include "check.h"
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdatomic.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+
+enum { RECORDS = 4000, BLOCK = 512 };
+
+static char path[] = "exitless-XXXXXX";
+static int file;
+
+/* A call as the instruction alone makes it: what it returns, and all registers that it must leave. */
+struct call {
+    uint64_t rax, rdi, rsi, rdx, r10, r8, r9, rbx, rbp, r12, r13, r14, r15, rcx, r11, flags;
+};
+
+void make_call(struct call *call);
+__asm__(".text\n"
+        ".globl make_call\n"
+        "make_call:\n"
+        "  push %rbx\n  push %rbp\n  push %r12\n  push %r13\n  push %r14\n  push %r15\n  push %rdi\n"
+        "  pushq 120(%rdi)\n  popfq\n"
+        "  mov 0(%rdi),%rax\n  mov 16(%rdi),%rsi\n  mov 24(%rdi),%rdx\n  mov 32(%rdi),%r10\n"
+        "  mov 40(%rdi),%r8\n  mov 48(%rdi),%r9\n  mov 56(%rdi),%rbx\n  mov 64(%rdi),%rbp\n"
+        "  mov 72(%rdi),%r12\n  mov 80(%rdi),%r13\n  mov 88(%rdi),%r14\n  mov 96(%rdi),%r15\n"
+        "  mov 8(%rdi),%rdi\n"
+        "  syscall\n"
+        "call_returns:\n"
+        "  pushfq\n  push %rdi\n  mov 16(%rsp),%rdi\n"
+        "  mov %rax,0(%rdi)\n  mov %rsi,16(%rdi)\n  mov %rdx,24(%rdi)\n  mov %r10,32(%rdi)\n"
+        "  mov %r8,40(%rdi)\n  mov %r9,48(%rdi)\n  mov %rbx,56(%rdi)\n  mov %rbp,64(%rdi)\n"
+        "  mov %r12,72(%rdi)\n  mov %r13,80(%rdi)\n  mov %r14,88(%rdi)\n  mov %r15,96(%rdi)\n"
+        "  mov %rcx,104(%rdi)\n  mov %r11,112(%rdi)\n"
+        "  popq 8(%rdi)\n  popq 120(%rdi)\n  cld\n"
+        "  pop %rdi\n  pop %r15\n  pop %r14\n  pop %r13\n  pop %r12\n  pop %rbp\n  pop %rbx\n"
+        "  ret\n");
+extern const char call_returns[];
+
+static void checks_registers(uint64_t *random)
+{
+    /* CF PF AF ZF SF DF OF, each by chance. */
+    const uint64_t flags = 0xcd5;
+    for (int i = 0; i < 3000; i++) {
+        static char buffer[64];
+        struct call before = {.rdi = (uint64_t)file, .rsi = (uint64_t)buffer, .rdx = 64, .r10 = 0};
+        switch (next_random(random) % 6) {
+        case 0: before.rax = SYS_getpid; break;
+        case 1: before.rax = SYS_gettid; break;
+        case 2: before.rax = SYS_pread64; before.r10 = next_random(random) % 100000; break;
+        case 3: before.rax = SYS_lseek; before.rsi = 0, before.rdx = SEEK_CUR; break;
+        case 4: before.rax = SYS_getppid; break;
+        default: before.rax = SYS_read; before.rdx = 0; break;
+        }
+        before.r8 = next_random(random), before.r9 = next_random(random), before.rbx = next_random(random);
+        before.rbp = next_random(random), before.r12 = next_random(random), before.r13 = next_random(random);
+        before.r14 = next_random(random), before.r15 = next_random(random);
+        before.flags = (next_random(random) & flags) | 0x202;
+        struct call after = before;
+        make_call(&after);
+        CHECK((int64_t)after.rax >= 0);
+        CHECK(before.rax != SYS_getpid || after.rax == (uint64_t)getpid());
+        CHECK(after.rdi == before.rdi && after.rsi == before.rsi && after.rdx == before.rdx);
+        CHECK(after.r10 == before.r10 && after.r8 == before.r8 && after.r9 == before.r9);
+        CHECK(after.rbx == before.rbx && after.rbp == before.rbp && after.r12 == before.r12);
+        CHECK(after.r13 == before.r13 && after.r14 == before.r14 && after.r15 == before.r15);
+        CHECK(after.rcx == (uint64_t)call_returns && after.r11 == before.flags);
+        CHECK(after.flags == before.flags);
+    }
+    OK("registers and flags are left alone");
+}
+
+static void checks_offsets(uint64_t *random)
+{
+    uint64_t at = 0;
+    static uint64_t words[BLOCK];
+    for (int i = 0; i < 6000; i++) {
+        uint64_t count = 1 + next_random(random) % BLOCK;
+        uint64_t left = (uint64_t)RECORDS * BLOCK - at;
+        if (count > left)
+            count = left;
+        switch (next_random(random) % 5) {
+        case 0:
+        case 1:
+            CHECK(read(file, words, count * 8) == (ssize_t)count * 8);
+            for (uint64_t k = 0; k < count; k++)
+                CHECK(words[k] == at + k);
+            at += count;
+            break;
+        case 2: {
+            struct iovec parts[3] = {{words, count * 4}, {words, 0}, {(char *)words + count * 4, count * 4}};
+            CHECK(readv(file, parts, 3) == (ssize_t)count * 8);
+            CHECK(words[0] == at && words[count - 1] == at + count - 1);
+            at += count;
+            break;
+        }
+        case 3: {
+            uint64_t place = next_random(random) % (RECORDS * BLOCK - count);
+            CHECK(pread(file, words, count * 8, (off_t)place * 8) == (ssize_t)count * 8);
+            CHECK(words[0] == place && words[count - 1] == place + count - 1);
+            break;
+        }
+        default: {
+            struct stat status;
+            CHECK(fstat(file, &status) == 0 && status.st_size == (off_t)RECORDS * BLOCK * 8);
+            CHECK(lseek(file, 0, SEEK_CUR) == (off_t)at * 8);
+            break;
+        }
+        }
+        if (at == (uint64_t)RECORDS * BLOCK) {
+            CHECK(read(file, words, 8) == 0);
+            CHECK(lseek(file, 0, SEEK_SET) == 0);
+            at = 0;
+        }
+    }
+    OK("reads go on where the last one ended");
+}
+
+static volatile sig_atomic_t alarms;
+
+static void counts(int number)
+{
+    int saved = errno;
+    char byte;
+    /* Calls of a handler, between those that it breaks into. */
+    CHECK(pread(file, &byte, 1, 0) == 1 && byte == 0);
+    CHECK(syscall(SYS_getpid) == getpid());
+    alarms += number == SIGALRM;
+    errno = saved;
+}
+
+static void set_timer(long microseconds)
+{
+    struct itimerval timer = {{0, microseconds}, {0, microseconds}};
+    CHECK(setitimer(ITIMER_REAL, &timer, NULL) == 0);
+}
+
+/* A signal each millisecond, and each record is written and read once. */
+static void checks_signals(void)
+{
+    struct sigaction action = {.sa_handler = counts, .sa_flags = SA_RESTART};
+    CHECK(sigaction(SIGALRM, &action, NULL) == 0);
+    char name[] = "exitless-XXXXXX";
+    int other = mkstemp(name);
+    CHECK(other >= 0 && unlink(name) == 0);
+    set_timer(1000);
+    uint64_t number = 0;
+    while (alarms < 200 || number < 20000) {
+        CHECK(write(other, &number, 8) == 8);
+        number++;
+    }
+    CHECK(lseek(other, 0, SEEK_SET) == 0);
+    for (uint64_t i = 0, word; i < number; i++)
+        CHECK(read(other, &word, 8) == 8 && word == i);
+    uint64_t rest;
+    CHECK(read(other, &rest, 8) == 0);
+    set_timer(0);
+    close(other);
+    OK("no record is lost or doubled by a signal");
+}
+
+/* More than a pipe holds, to a reader that takes its time, with signals: the numbers come in order. */
+static void checks_pipes(void)
+{
+    enum { WORDS = 1 << 20, AT_ONCE = 20000 };
+    int ends[2];
+    CHECK(pipe(ends) == 0);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        close(ends[0]);
+        set_timer(700);
+        static uint32_t words[AT_ONCE];
+        for (uint32_t at = 0; at < WORDS;) {
+            uint32_t count = WORDS - at < AT_ONCE ? WORDS - at : AT_ONCE;
+            for (uint32_t k = 0; k < count; k++)
+                words[k] = at + k;
+            /* A handler may run in the middle: then the call ends early, and goes on from there. */
+            for (uint32_t done = 0; done < count * 4;) {
+                ssize_t put = write(ends[1], (char *)words + done, count * 4 - done);
+                CHECK(put > 0);
+                done += (uint32_t)put;
+            }
+            at += count;
+        }
+        _exit(0);
+    }
+    close(ends[1]);
+    uint32_t next = 0, left = 0;
+    static char buffer[7001];
+    uint64_t random = 3;
+    for (;;) {
+        ssize_t got = read(ends[0], buffer + left, 1 + next_random(&random) % (sizeof buffer - left));
+        CHECK(got >= 0);
+        if (got == 0)
+            break;
+        uint32_t have = left + (uint32_t)got, at = 0, word;
+        for (; at + 4 <= have; at += 4) {
+            memcpy(&word, buffer + at, 4);
+            CHECK(word == next);
+            next++;
+        }
+        left = have - at;
+        memmove(buffer, buffer + at, left);
+    }
+    CHECK(next == WORDS && left == 0);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    close(ends[0]);
+    OK("a pipe carries each number once");
+}
+
+enum { THREADS = 6, EACH = 3000 };
+static int shared;
+static atomic_int running;
+
+static void *writes(void *argument)
+{
+    uint64_t thread = (uint64_t)argument;
+    pid_t tid = (pid_t)syscall(SYS_gettid);
+    for (uint64_t i = 0; i < EACH; i++) {
+        uint64_t word = thread << 32 | i;
+        CHECK(write(shared, &word, 8) == 8);
+        CHECK(syscall(SYS_gettid) == tid && syscall(SYS_getpid) == getpid());
+        if (i % 512 == 0) {
+            /* Memory that the calls use is unmapped by its thread and mapped anew. */
+            void *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            CHECK(page != MAP_FAILED);
+            CHECK(pread(file, page, PAGE, 0) == PAGE && ((uint64_t *)page)[5] == 5);
+            CHECK(munmap(page, PAGE) == 0);
+        }
+    }
+    running--;
+    return NULL;
+}
+
+static void checks_threads(void)
+{
+    char name[] = "exitless-XXXXXX";
+    shared = mkostemp(name, O_APPEND);
+    CHECK(shared >= 0 && unlink(name) == 0);
+    pthread_t threads[THREADS];
+    running = THREADS;
+    for (uint64_t i = 0; i < THREADS; i++)
+        CHECK(pthread_create(&threads[i], NULL, writes, (void *)i) == 0);
+    /* Each fork needs all threads out of the guest for a moment. */
+    while (running > 0) {
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            for (int i = 0; i < 20; i++)
+                if (syscall(SYS_getpid) != getpid() || syscall(SYS_gettid) != getpid())
+                    _exit(1);
+            _exit(getppid() == 0);
+        }
+        int status;
+        CHECK(waitpid(child, &status, 0) == child && status == 0);
+    }
+    for (int i = 0; i < THREADS; i++)
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    static uint64_t words[THREADS * EACH + 1];
+    CHECK(pread(shared, words, sizeof words, 0) == THREADS * EACH * 8);
+    uint64_t next[THREADS] = {0};
+    for (int i = 0; i < THREADS * EACH; i++) {
+        uint64_t thread = words[i] >> 32;
+        CHECK(thread < THREADS && (uint32_t)words[i] == next[thread]);
+        next[thread]++;
+    }
+    close(shared);
+    OK("threads write each record once");
+}
+
+/* What a number stands for changes between two calls. */
+static void checks_descriptors(void)
+{
+    char name[] = "exitless-XXXXXX";
+    int other = mkstemp(name), byte = 0;
+    CHECK(other >= 0 && unlink(name) == 0);
+    CHECK(write(other, "other", 5) == 5);
+    int used = dup(file);
+    CHECK(used >= 0);
+    for (int round = 0; round < 30; round++) {
+        for (int i = 0; i < 60; i++)
+            CHECK(pread(used, &byte, 1, 8) == 1 && byte == 1);
+        CHECK(dup2(other, used) == used);
+        byte = 0;
+        for (int i = 0; i < 60; i++)
+            CHECK(pread(used, &byte, 1, 0) == 1 && byte == 'o');
+        CHECK(close(used) == 0);
+        CHECK(pread(used, &byte, 1, 0) == -1 && errno == EBADF);
+        used = dup(file);
+        byte = 0;
+    }
+    CHECK(fcntl(used, F_GETFD) >= 0);
+    close(used);
+    close(other);
+    OK("a number stands for what it was made to stand for");
+}
+
+static void checks_errors(void)
+{
+    char byte;
+    for (int i = 0; i < 300; i++) {
+        CHECK(pread(file, &byte, 1, 0) == 1);
+        if (i % 20)
+            continue;
+        CHECK(syscall(SYS_pread64, file, 8, 1, 0) == -1 && errno == EFAULT);
+        CHECK(syscall(SYS_read, file, 0x7fffffff0000, 1) == -1 && errno == EFAULT);
+        CHECK(pread(file, &byte, 1, -1) == -1 && errno == EINVAL);
+        CHECK(pread(12345, &byte, 1, 0) == -1 && errno == EBADF);
+        CHECK(lseek(file, -1, SEEK_SET) == -1 && errno == EINVAL);
+        CHECK(lseek(file, 0, 77) == -1 && errno == EINVAL);
+        CHECK(syscall(SYS_fstat, file, 8) == -1 && errno == EFAULT);
+        CHECK(syscall(SYS_readv, file, 8, 1) == -1 && errno == EFAULT);
+        CHECK(syscall(SYS_readv, file, 0, -1) == -1 && errno == EINVAL);
+    }
+    /* The reader is gone: SIGPIPE comes with the error, before anything else is done. */
+    int ends[2], go[2];
+    CHECK(pipe(ends) == 0 && pipe(go) == 0);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        CHECK(read(go[0], &byte, 1) == 1);
+        for (int i = 0; i < 100; i++)
+            CHECK(write(ends[1], &byte, 1) == 1);
+        close(ends[0]);
+        (void)!write(ends[1], &byte, 1);
+        (void)!write(STDOUT_FILENO, "went on\n", 8);
+        _exit(7);
+    }
+    close(ends[0]);
+    CHECK(write(go[1], &byte, 1) == 1);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGPIPE);
+    close(ends[1]), close(go[0]), close(go[1]);
+    OK("errors are those of each call");
+}
+
+static volatile sig_atomic_t traps;
+
+static void steps(int number)
+{
+    (void)number;
+    traps++;
+}
+
+/* One instruction at a time, system calls too. */
+static void checks_steps(void)
+{
+    struct sigaction action = {.sa_handler = steps};
+    CHECK(sigaction(SIGTRAP, &action, NULL) == 0);
+    long sum = 0;
+    __asm__ volatile("pushfq\n orq $0x100,(%%rsp)\n popfq\n"
+                     "mov $39,%%eax\n syscall\n mov %%rax,%0\n"
+                     "mov $186,%%eax\n syscall\n add %%rax,%0\n"
+                     "pushfq\n andq $~0x100,(%%rsp)\n popfq\n"
+                     : "=&r"(sum) : : "rax", "rcx", "r11", "cc", "memory");
+    CHECK(sum == 2L * getpid());
+    CHECK(traps > 4);
+    OK("calls are stepped over");
+}
+
+static void checks_identity(char **argv)
+{
+    for (int i = 0; i < 50; i++)
+        CHECK(syscall(SYS_getpid) == getpid() && syscall(SYS_gettid) == getpid());
+    for (int round = 0; round < 5; round++) {
+        pid_t child = vfork();
+        if (child == 0) {
+            pid_t first = (pid_t)syscall(SYS_getpid);
+            for (int i = 0; i < 50; i++)
+                if (syscall(SYS_getpid) != first || syscall(SYS_gettid) != first)
+                    _exit(1);
+            _exit(0);
+        }
+        int status;
+        CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0);
+        CHECK(syscall(SYS_getpid) == getpid() && syscall(SYS_gettid) == getpid());
+    }
+    pid_t child;
+    char *arguments[] = {argv[0], "again", NULL}, *nothing[] = {NULL};
+    CHECK(posix_spawn(&child, argv[0], NULL, NULL, arguments, nothing) == 0);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 5);
+    OK("each process knows who it is");
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1) {
+        for (int i = 0; i < 50; i++)
+            CHECK(syscall(SYS_getpid) == getpid() && syscall(SYS_gettid) == getpid());
+        return 5;
+    }
+    file = mkstemp(path);
+    CHECK(file >= 0 && unlink(path) == 0);
+    static uint64_t words[BLOCK];
+    for (uint64_t record = 0; record < RECORDS; record++) {
+        for (uint64_t k = 0; k < BLOCK; k++)
+            words[k] = record * BLOCK + k;
+        CHECK(write(file, words, sizeof words) == sizeof words);
+    }
+    CHECK(lseek(file, 0, SEEK_SET) == 0);
+    uint64_t random = 20261121;
+    checks_offsets(&random);
+    checks_registers(&random);
+    checks_signals();
+    checks_pipes();
+    checks_threads();
+    checks_descriptors();
+    checks_errors();
+    checks_steps();
+    checks_identity(argv);
+    return 0;
+}
