@@ -16,20 +16,63 @@ pub const SIZE: u64 = 256;
 pub const PAGES: u64 = SIZE * call_slot::COUNT as u64 / 4096 + 1;
 
 /// Calls that are posted, a bit each: those that may be served without the thread.
-const POSTED_CALLS: [u64; 5] = calls(&[
+const POSTED_CALLS: [u64; 7] = calls(&[
     0,   // read
     1,   // write
+    2,   // open
+    3,   // close
+    4,   // stat
     5,   // fstat
+    6,   // lstat
     8,   // lseek
+    16,  // ioctl
     17,  // pread64
     18,  // pwrite64
     19,  // readv
     20,  // writev
+    21,  // access
+    32,  // dup
+    44,  // sendto
+    54,  // setsockopt
+    63,  // uname
+    72,  // fcntl
+    79,  // getcwd
+    80,  // chdir
+    82,  // rename
+    83,  // mkdir
+    84,  // rmdir
+    87,  // unlink
+    89,  // readlink
+    90,  // chmod
+    95,  // umask
+    110, // getppid
+    111, // getpgrp
+    121, // getpgid
+    124, // getsid
+    217, // getdents64
+    233, // epoll_ctl
+    257, // openat
     262, // newfstatat
+    263, // unlinkat
+    264, // renameat
+    267, // readlinkat
+    268, // fchmodat
+    269, // faccessat
+    316, // renameat2
+    332, // statx
+    439, // faccessat2
 ]);
 
-const fn calls(numbers: &[u32]) -> [u64; 5] {
-    let mut bits = [0; 5];
+/// Numbers of calls from this one on are not posted.
+const CALLS: u32 = 448;
+
+/// Whether a call is posted by a thread that has a slot.
+pub fn is_posted(number: u64) -> bool {
+    number < u64::from(CALLS) && POSTED_CALLS[(number / 64) as usize] & 1 << (number % 64) != 0
+}
+
+const fn calls(numbers: &[u32]) -> [u64; 7] {
+    let mut bits = [0; 7];
     let mut i = 0;
     while i < numbers.len() {
         bits[(numbers[i] / 64) as usize] |= 1 << (numbers[i] % 64);
@@ -76,7 +119,7 @@ global_asm!(
     "je 6f",
     "cmpl $0, skein_slots + skein_at + {armed}(%rip)",
     "je 9f",
-    "cmp $320, %rax",
+    "cmp ${calls}, %rax",
     "jae 9f",
     "bt %rax, skein_slots_calls(%rip)",
     "jc 8f",
@@ -139,7 +182,7 @@ global_asm!(
     ".endr",
     ".balign 8",
     "skein_slots_calls:",
-    ".quad {calls0}, {calls1}, {calls2}, {calls3}, {calls4}",
+    ".quad {calls0}, {calls1}, {calls2}, {calls3}, {calls4}, {calls5}, {calls6}",
     "skein_slots_end:",
     ".purgem SKEIN_MARK",
     ".popsection",
@@ -168,6 +211,9 @@ global_asm!(
     calls2 = const POSTED_CALLS[2],
     calls3 = const POSTED_CALLS[3],
     calls4 = const POSTED_CALLS[4],
+    calls5 = const POSTED_CALLS[5],
+    calls6 = const POSTED_CALLS[6],
+    calls = const CALLS,
     options(att_syntax)
 );
 
@@ -295,5 +341,6 @@ mod tests {
         }
         assert_eq!(stage(SIZE * 5 + 7), stage(7));
         assert!((0..SIZE).any(is_waiting));
+        assert!(is_posted(0) && is_posted(439) && !is_posted(7) && !is_posted(1 << 40));
     }
 }

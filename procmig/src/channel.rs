@@ -56,12 +56,13 @@ pub struct CallReply {
     pub file: Option<OwnedFd>,
 }
 
-/// A call whose reply is awaited.
+/// A call whose reply is awaited, or was received and is not taken yet.
 #[derive(Debug)]
 struct Pending {
     nr: u32,
     args: [u64; 6],
     flags: u32,
+    reply: Option<(ReplyHeader, Option<OwnedFd>)>,
 }
 
 /// What an operation gave.
@@ -159,7 +160,7 @@ impl CallChannel {
         let sent = marshal::encode(nr, args, memory, &mut self.output).map_err(BeginError::Errno)?;
         let flags = flags & !flags::POSTED;
         let seq = self.send(kind::CALL, nr, blocked, flags, sent)?;
-        self.pending = Some(Pending { nr, args: *args, flags });
+        self.pending = Some(Pending { nr, args: *args, flags, reply: None });
         Ok(seq)
     }
 
@@ -181,13 +182,53 @@ impl CallChannel {
     /// # Errors
     /// [`ChannelError::Closed`] if the deputy is gone, and the others as they say.
     pub fn finish_call(&mut self, memory: &dyn UserMemory) -> Result<CallReply, ChannelError> {
-        let Pending { nr, args, flags } = self.pending.take().ok_or(ChannelError::OutOfTurn)?;
-        let mut descriptors = Vec::new();
-        let takes_file = flags & flags::HAND_OVER != 0;
-        let header = self.receive(takes_file.then_some(&mut descriptors))?;
+        self.await_reply()?;
+        let pending = self.pending.take();
+        let Some(Pending { nr, args, reply: Some((header, file)), .. }) = pending else {
+            return Err(ChannelError::OutOfTurn);
+        };
         let payload = &self.input[ReplyHeader::SIZE..][..header.length as usize];
         let ret = marshal::decode(nr, &args, header.ret, payload, memory).unwrap_or_else(|errno| -(errno as i64));
-        Ok(CallReply { ret, signals: self.signals(&header), file: descriptors.pop() })
+        Ok(CallReply { ret, signals: self.signals(&header), file })
+    }
+
+    /// Whether a call was begun of which the reply is not taken.
+    pub fn is_in_call(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// Waits for the reply to the call that was begun, and keeps it.
+    ///
+    /// # Errors
+    /// As [`finish_call`](Self::finish_call).
+    pub fn await_reply(&mut self) -> Result<(), ChannelError> {
+        let pending = self.pending.as_ref().ok_or(ChannelError::OutOfTurn)?;
+        if pending.reply.is_some() {
+            return Ok(());
+        }
+        let mut descriptors = Vec::new();
+        let takes_file = pending.flags & flags::HAND_OVER != 0;
+        let header = self.receive(takes_file.then_some(&mut descriptors))?;
+        if let Some(pending) = &mut self.pending {
+            pending.reply = Some((header, descriptors.pop()));
+        }
+        Ok(())
+    }
+
+    /// As [`finish_call`](Self::finish_call) of a reply that has come, if that is all that there is to the call:
+    /// it was not broken off, no signals came with it, and the memory takes what it brought. Otherwise
+    /// it is still to be finished.
+    pub fn finish_plain_call(&mut self, memory: &dyn UserMemory) -> Option<CallReply> {
+        let Pending { nr, args, reply, .. } = self.pending.as_mut()?;
+        let (header, file) = reply.as_mut()?;
+        if header.signals > 0 || header.ret == -i64::from(Errno::EINTR as i32) {
+            return None;
+        }
+        let payload = &self.input[ReplyHeader::SIZE..][..header.length as usize];
+        let ret = marshal::decode(*nr, args, header.ret, payload, memory).ok()?;
+        let file = file.take();
+        self.pending = None;
+        Some(CallReply { ret, signals: Vec::new(), file })
     }
 
     /// Performs an operation.

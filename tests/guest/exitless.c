@@ -345,6 +345,81 @@ static void checks_errors(void)
     OK("errors are those of each call");
 }
 
+/* Calls with an effect at home that cannot happen twice, with a signal each millisecond. */
+static void *makes(void *argument)
+{
+    uint64_t random = (uint64_t)argument;
+    char name[64], other[64], target[64], found[64], directory[256], inside[256];
+    snprintf(name, sizeof name, "exitless-%d-%lu", getpid(), (unsigned long)random);
+    CHECK(mkdir(name, 0700) == 0);
+    int at = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    CHECK(at >= 0);
+    CHECK(getcwd(directory, sizeof directory) != NULL);
+    unsigned kept = 0;
+    for (unsigned i = 0; i < 400; i++) {
+        snprintf(name, sizeof name, "%u", i);
+        CHECK(openat(at, name, O_RDONLY) == -1 && errno == ENOENT);
+        CHECK(faccessat(at, name, F_OK, 0) == -1 && errno == ENOENT);
+        int made = openat(at, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        CHECK(made >= 0);
+        CHECK(write(made, name, strlen(name)) == (ssize_t)strlen(name));
+        CHECK(fcntl(made, F_GETFD) == FD_CLOEXEC);
+        CHECK(close(made) == 0);
+        CHECK(openat(at, name, O_WRONLY | O_CREAT | O_EXCL, 0600) == -1 && errno == EEXIST);
+        struct stat status;
+        CHECK(fstatat(at, name, &status, 0) == 0 && status.st_size == (off_t)strlen(name));
+        snprintf(target, sizeof target, "to %u", i);
+        snprintf(other, sizeof other, "link %u", i);
+        CHECK(symlinkat(target, at, other) == 0);
+        ssize_t length = readlinkat(at, other, found, sizeof found);
+        CHECK(length == (ssize_t)strlen(target) && memcmp(found, target, (size_t)length) == 0);
+        CHECK(unlinkat(at, other, 0) == 0);
+        int back = openat(at, name, O_RDONLY);
+        CHECK(back >= 0);
+        memset(found, 0, sizeof found);
+        CHECK(read(back, found, sizeof found) == (ssize_t)strlen(name) && strcmp(found, name) == 0);
+        int copy = dup(back);
+        CHECK(copy >= 0 && lseek(copy, 0, SEEK_CUR) == (off_t)strlen(name));
+        CHECK(close(back) == 0 && close(copy) == 0);
+        snprintf(other, sizeof other, "kept %u", i);
+        switch (next_random(&random) % 3) {
+        case 0: CHECK(unlinkat(at, name, 0) == 0); break;
+        case 1: CHECK(renameat(at, name, at, other) == 0); CHECK(unlinkat(at, other, 0) == 0); break;
+        default: kept++; break;
+        }
+        CHECK(getppid() > 0 && getcwd(inside, sizeof inside) != NULL && strcmp(inside, directory) == 0);
+    }
+    unsigned seen = 0;
+    static __thread char entries[4096];
+    for (long got; (got = syscall(SYS_getdents64, at, entries, sizeof entries)) > 0;) {
+        for (long place = 0; place < got;) {
+            seen += entries[place + 19] != '.';
+            CHECK(unlinkat(at, entries + place + 19, 0) == 0 || entries[place + 19] == '.');
+            unsigned short size;
+            memcpy(&size, entries + place + 16, 2);
+            place += size;
+        }
+    }
+    CHECK(seen == kept);
+    snprintf(name, sizeof name, "exitless-%d-%lu", getpid(), (unsigned long)(uint64_t)argument);
+    CHECK(close(at) == 0 && rmdir(name) == 0);
+    CHECK(rmdir(name) == -1 && errno == ENOENT);
+    return NULL;
+}
+
+static void checks_effects(void)
+{
+    set_timer(1000);
+    makes((void *)1);
+    pthread_t threads[2];
+    for (uint64_t i = 0; i < 2; i++)
+        CHECK(pthread_create(&threads[i], NULL, makes, (void *)(i + 2)) == 0);
+    for (int i = 0; i < 2; i++)
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    set_timer(0);
+    OK("each effect happens once");
+}
+
 static volatile sig_atomic_t traps;
 
 static void steps(int number)
@@ -418,6 +493,7 @@ int main(int argc, char **argv)
     checks_threads();
     checks_descriptors();
     checks_errors();
+    checks_effects();
     checks_steps();
     checks_identity(argv);
     return 0;

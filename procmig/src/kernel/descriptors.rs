@@ -131,6 +131,11 @@ impl Descriptors {
         }
     }
 
+    /// Whether it is known that the file of `fd` is only used at home.
+    pub fn is_home(&self, fd: i32) -> bool {
+        matches!(lock(&self.state).known.get(&fd), Some(Known::Home))
+    }
+
     /// Says when something is asked for, if it could be kept.
     pub fn ticket(&self) -> Option<Ticket> {
         let state = lock(&self.state);

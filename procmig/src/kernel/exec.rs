@@ -311,7 +311,7 @@ impl GuestThread {
         if self.thread.tid() != self.process.pid {
             let leader = self.process.take_leader_channel().ok_or(ExecError::Lost)?;
             self.count(cpu);
-            let own = std::mem::replace(&mut self.channel, leader);
+            let own = std::mem::replace(&mut *lock(&self.channel), leader);
             end_connection(own);
             self.thread.become_leader();
         }

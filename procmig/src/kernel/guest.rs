@@ -3,6 +3,7 @@
 use super::Kernel;
 use super::exitless::Exitless;
 use super::group::Permit;
+use super::lock;
 use super::memory_short::{Leaver, Whose};
 use super::process::{Ending, Process};
 use super::syscalls::{self, Outcome};
@@ -15,8 +16,8 @@ use crate::usermem::UserMemory;
 use crate::wire::op::Op;
 use nix::errno::Errno;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use vmm::addr::GuestVirtAddr;
 use vmm::regs::Regs;
@@ -51,8 +52,8 @@ pub struct GuestThread {
     pub thread: Arc<Thread>,
     /// Its process.
     pub process: Arc<Process>,
-    /// Its connection to its thread of the deputy.
-    pub channel: CallChannel,
+    /// Its connection to its thread of the deputy. The poller uses it in the thread's place.
+    pub channel: Arc<Mutex<CallChannel>>,
     /// Its address space.
     pub space: Arc<AddressSpace>,
     /// The last fault, for signal frames: number, error code, address.
@@ -86,7 +87,7 @@ impl GuestThread {
         Some(Self {
             thread,
             process: process.clone(),
-            channel,
+            channel: Arc::new(Mutex::new(channel)),
             space,
             last_fault: (0, 0, 0),
             exitless: Exitless::default(),
@@ -127,7 +128,7 @@ impl GuestThread {
 
     /// Ends a process that has not come to run: `refusal` are its last words to the deputy.
     pub fn abandon(mut self, cpu: &mut UserCpu, refusal: &Op) -> Option<Self> {
-        if let Err(error) = self.channel.post(refusal) {
+        if let Err(error) = lock(&self.channel).post(refusal) {
             tracing::debug!(%error, "call connection");
         }
         self.process.begin_exit(Ending::Lost);
@@ -187,7 +188,7 @@ impl GuestThread {
 
     /// Makes what was counted since the last time visible to others.
     pub fn count(&mut self, cpu: &UserCpu) {
-        self.thread.tally.note(cpu.counts(), self.channel.take_traffic());
+        self.thread.tally.note(cpu.counts(), lock(&self.channel).take_traffic());
     }
 
     /// The vCPU cannot go on: the process is killed, and only it.
@@ -308,7 +309,8 @@ impl GuestThread {
     /// # Errors
     /// [`Lost`] if the deputy is gone; the process then ends.
     pub fn op(&mut self, op: &Op) -> Result<crate::channel::OpReply, Lost> {
-        match self.channel.op(op) {
+        let done = lock(&self.channel).op(op);
+        match done {
             Ok(reply) => {
                 for info in &reply.signals {
                     self.process.post(*info);
@@ -340,9 +342,9 @@ impl GuestThread {
             self.process.pass_on(SignalSet::ALL);
             let Ok(idle) = std::os::unix::net::UnixStream::pair() else { return };
             if self.thread.tid() == self.process.pid {
-                let channel = std::mem::replace(&mut self.channel, CallChannel::new(idle.0));
+                let channel = std::mem::replace(&mut *lock(&self.channel), CallChannel::new(idle.0));
                 self.process.keep_leader_channel(channel);
-            } else if let Err(error) = self.channel.post(&Op::EndThread) {
+            } else if let Err(error) = lock(&self.channel).post(&Op::EndThread) {
                 tracing::debug!(%error, "call connection");
             }
             return;
@@ -373,7 +375,7 @@ impl GuestThread {
         let report = (self.process.report.load(Ordering::Relaxed) && last_words.is_some())
             .then(|| Op::Report { own: self.process.usage(), children: self.process.children_usage() });
         for op in report.into_iter().chain(last_words) {
-            if let Err(error) = self.channel.post(&op) {
+            if let Err(error) = lock(&self.channel).post(&op) {
                 tracing::debug!(%error, "call connection");
             }
         }

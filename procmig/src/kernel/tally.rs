@@ -36,8 +36,10 @@ pub struct Tally {
     pub local_calls: Count,
     /// System calls forwarded home.
     pub forwarded_calls: Count,
-    /// System calls served here without an exit; the poller's to count.
-    pub exitless_calls: Count,
+    /// System calls served here without an exit; the poller's to count, as the next.
+    pub exitless_local_calls: Count,
+    /// System calls forwarded home without an exit.
+    pub exitless_forwarded_calls: Count,
     /// Page faults.
     pub faults: Count,
     round_trips: Count,
@@ -62,9 +64,9 @@ impl Tally {
     /// All counts.
     pub fn usage(&self) -> Usage {
         Usage {
-            local_calls: self.local_calls.get() + self.exitless_calls.get(),
-            exitless_calls: self.exitless_calls.get(),
-            forwarded_calls: self.forwarded_calls.get(),
+            local_calls: self.local_calls.get() + self.exitless_local_calls.get(),
+            exitless_calls: self.exitless_local_calls.get() + self.exitless_forwarded_calls.get(),
+            forwarded_calls: self.forwarded_calls.get() + self.exitless_forwarded_calls.get(),
             round_trips: self.round_trips.get(),
             bytes_sent: self.sent.get(),
             bytes_received: self.received.get(),

@@ -13,10 +13,10 @@ pub struct Usage {
     pub peak_resident: u64,
     /// System calls served in the node.
     pub local_calls: u64,
-    /// Of these, the ones that another thread of the node served, without an exit.
-    pub exitless_calls: u64,
     /// System calls forwarded home.
     pub forwarded_calls: u64,
+    /// Of both, those for which the thread did not leave the guest.
+    pub exitless_calls: u64,
     /// Requests to the deputy that were waited for: forwarded calls, and what the node itself asks of home.
     pub round_trips: u64,
     /// Bytes sent home.

@@ -2,15 +2,20 @@
 //!
 //! Where an exit costs as much as dozens of short calls, a thread that makes many of them gets a slot
 //! ([`vmm::call_slot`]): it posts its calls there, and one thread of the node, the [`poller`], which looks
-//! at all slots as long as calls come, takes and answers them ([`serve`]). Whatever cannot be answered at
-//! once and to the end goes the usual way, with an exit.
+//! at all slots as long as calls come, takes and answers them: those on [`files`] at hand itself, others of
+//! [`home`] by asking the deputy. Whatever cannot be answered soon and to the end goes the usual way, with
+//! an exit.
 
+mod files;
+mod home;
 pub mod poller;
-mod serve;
 
 use super::guest::GuestThread;
+use super::thread::Thread;
+use crate::channel::CallChannel;
+use crate::mm::AddressSpace;
 use poller::Polled;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use vmm::call_slot::CallSlot;
 use vmm::entry::EntryMode;
@@ -24,6 +29,14 @@ const FEW: u32 = 3;
 const MANY: u32 = 256;
 /// So many calls repay the poller's waking and its last, idle look.
 const WORTHWHILE: u64 = 8;
+
+/// In whose name calls are served.
+struct Caller {
+    thread: Arc<Thread>,
+    space: Arc<AddressSpace>,
+    /// The thread's, which waits meanwhile.
+    channel: Arc<Mutex<CallChannel>>,
+}
 
 /// What a thread knows of its calls without exits.
 #[derive(Debug)]
@@ -104,7 +117,8 @@ impl GuestThread {
             self.exitless.refused = true;
             return false;
         }
-        self.exitless.polled = Some(Arc::new(Polled::new(slot, self.thread.clone(), self.space.clone())));
+        let caller = Caller { thread: self.thread.clone(), space: self.space.clone(), channel: self.channel.clone() };
+        self.exitless.polled = Some(Arc::new(Polled::new(slot, caller)));
         true
     }
 

@@ -1,13 +1,11 @@
 //! The thread that looks for posted calls.
 
 use super::super::lock;
-use super::super::thread::Thread;
-use super::serve::serve;
-use crate::mm::AddressSpace;
+use super::{Caller, files, home};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
-use vmm::call_slot::CallSlot;
+use vmm::call_slot::{Answer, CallSlot, PostedCall};
 
 /// How long the poller looks on after the last call: as long as about two exits take, where they are slow.
 const LINGER: Duration = Duration::from_micros(60);
@@ -22,12 +20,6 @@ pub struct Polled {
     served: AtomicU64,
 }
 
-/// Whose calls they are.
-struct Caller {
-    thread: Arc<Thread>,
-    space: Arc<AddressSpace>,
-}
-
 impl std::fmt::Debug for Caller {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "thread {}", self.thread.tid())
@@ -35,9 +27,9 @@ impl std::fmt::Debug for Caller {
 }
 
 impl Polled {
-    /// A slot of `thread` in its address space.
-    pub fn new(slot: Arc<CallSlot>, thread: Arc<Thread>, space: Arc<AddressSpace>) -> Self {
-        Self { slot, caller: Mutex::new(Some(Caller { thread, space })), served: AtomicU64::new(0) }
+    /// A slot of this caller.
+    pub(super) fn new(slot: Arc<CallSlot>, caller: Caller) -> Self {
+        Self { slot, caller: Mutex::new(Some(caller)), served: AtomicU64::new(0) }
     }
 
     /// The slot.
@@ -62,14 +54,22 @@ impl Polled {
         let Some(taken) = self.slot.take() else { return false };
         let caller = lock(&self.caller);
         // A slot is closed before its caller goes, so this one has it.
-        let answer = caller.as_ref().and_then(|caller| serve(&caller.thread, &caller.space, taken.call()));
-        let answer = answer.unwrap_or(vmm::call_slot::Answer::Exit { progress: 0 });
-        if matches!(answer, vmm::call_slot::Answer::Value(_)) {
+        let answer = caller.as_ref().and_then(|caller| serve(caller, taken.call()));
+        let answer = answer.unwrap_or(Answer::Exit { progress: 0 });
+        if matches!(answer, Answer::Value(_)) {
             self.served.fetch_add(1, Ordering::Relaxed);
         }
         taken.answer(answer);
         true
     }
+}
+
+/// Serves a call; `None` if its thread must make it.
+fn serve(caller: &Caller, call: &PostedCall) -> Option<Answer> {
+    if caller.thread.has_attention() || caller.thread.process.ending().is_some() {
+        return None;
+    }
+    files::serve(&caller.thread, &caller.space, call).or_else(|| home::serve(caller, call))
 }
 
 /// The poller: a thread that is made when it is asked for the first time, and sleeps when nobody posts.

@@ -7,6 +7,7 @@ use crate::kernel::deliver::RestartKind;
 use crate::kernel::guest::{GuestThread, Lost, failure};
 use crate::kernel::lock;
 use crate::kernel::process::Ending;
+use crate::kernel::thread::Thread;
 use crate::mm::ProcessMemory;
 use crate::signal::set::SignalSet;
 use crate::trace;
@@ -40,8 +41,9 @@ pub fn open(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u32, args: &[u64; 6]
 /// Has the deputy close a descriptor, without waiting for it.
 pub fn post_close(guest: &mut GuestThread, fd: u64) -> Outcome {
     guest.thread.tally.forwarded_calls.add(1);
-    let blocked = blocked_bits(guest);
-    match guest.channel.post_call(libc::SYS_close as u32, blocked, [fd, 0, 0, 0, 0, 0]) {
+    let blocked = blocked_bits(&guest.thread);
+    let posted = lock(&guest.channel).post_call(libc::SYS_close as u32, blocked, [fd, 0, 0, 0, 0, 0]);
+    match posted {
         Ok(()) => Outcome::Return(0),
         Err(error) => {
             lose(guest, &error);
@@ -72,9 +74,13 @@ fn perform(
     let without_file = |outcome| Opened { outcome, file: None };
     guest.thread.tally.forwarded_calls.add(1);
     let kind = restart_kind(nr);
-    let blocked = blocked_bits(guest);
+    let blocked = blocked_bits(&guest.thread);
     let interruptible = calls::row(nr).is_some_and(|row| row.may_block);
-    if interruptible && !guest.thread.begin_call(guest.channel.next_seq()) {
+    let channel = guest.channel.clone();
+    let mut channel = lock(&channel);
+    // The poller may have begun it, in the thread's place.
+    let begun = channel.is_in_call();
+    if !begun && interruptible && !guest.thread.begin_call(channel.next_seq()) {
         return without_file(Outcome::Restart(kind));
     }
     let reply = {
@@ -84,8 +90,9 @@ fn perform(
             Some(substitute) => substitute,
             None => &memory,
         };
-        match guest.channel.begin_call_with(nr, args, blocked, flags, memory) {
-            Ok(_) => guest.channel.finish_call(memory),
+        let sent = if begun { Ok(()) } else { channel.begin_call_with(nr, args, blocked, flags, memory).map(drop) };
+        match sent {
+            Ok(()) => channel.finish_call(memory),
             Err(BeginError::Errno(errno)) => {
                 guest.thread.end_call();
                 return without_file(Err(errno).into());
@@ -93,8 +100,12 @@ fn perform(
             Err(BeginError::Channel(error)) => Err(error),
         }
     };
+    drop(channel);
     if interruptible {
         guest.thread.end_call();
+    }
+    if vmm::is_posted(nr.into()) {
+        guest.note_exit(cpu);
     }
     match reply {
         Ok(reply) => {
@@ -129,8 +140,9 @@ fn post_signals(guest: &GuestThread, signals: &[SigInfo]) {
     }
 }
 
-fn blocked_bits(guest: &GuestThread) -> u32 {
-    let mask = lock(&guest.thread.signals).mask;
+/// Which stopping signals a thread blocks, as bits of [`blocked`].
+pub fn blocked_bits(thread: &Thread) -> u32 {
+    let mask = lock(&thread.signals).mask;
     if (mask & SignalSet::STOPPING).is_empty() {
         return 0;
     }
@@ -212,11 +224,13 @@ impl GuestThread {
     /// # Errors
     /// [`Lost`] if the deputy is gone.
     pub fn forward_raw(&mut self, nr: u32, args: &[u64; 6]) -> Result<i64, Lost> {
-        let begun = self.channel.begin_call(nr, args, 0, &NoMemory);
-        let reply = match begun {
-            Ok(_) => self.channel.finish_call(&NoMemory),
-            Err(BeginError::Errno(errno)) => return Ok(failure(errno)),
-            Err(BeginError::Channel(error)) => Err(error),
+        let reply = {
+            let mut channel = lock(&self.channel);
+            match channel.begin_call(nr, args, 0, &NoMemory) {
+                Ok(_) => channel.finish_call(&NoMemory),
+                Err(BeginError::Errno(errno)) => return Ok(failure(errno)),
+                Err(BeginError::Channel(error)) => Err(error),
+            }
         };
         match reply {
             Ok(reply) => {

@@ -7,6 +7,7 @@ use crate::kernel::descriptors::{Change, Found};
 use crate::kernel::guest::{GuestThread, failure};
 use crate::kernel::handed::HandedFile;
 use crate::kernel::lock;
+use crate::kernel::process::Process;
 use crate::mm::{Access, Part};
 use crate::signal::info;
 use crate::usermem::UserMemory;
@@ -22,9 +23,9 @@ const MOST: u64 = 0x7fff_f000;
 /// Bytes read from a disk at a time.
 const DISK: u64 = 1 << 20;
 
-/// Serves a call on a file that is here; `None` if it is the deputy's to perform.
-pub fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: i64, args: &[u64; 6]) -> Option<Outcome> {
-    let progress = cpu.take_progress();
+/// Serves a call on a file that is here; `None` if it is the deputy's to perform. `progress` bytes of it
+/// are done already.
+pub fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: i64, args: &[u64; 6], progress: u64) -> Option<Outcome> {
     let Some(file) = file(guest, args[0] as i32) else {
         // Another thread has closed it meanwhile: what was done of the call is not done again.
         return (progress > 0).then_some(Outcome::Return(progress as i64));
@@ -104,7 +105,7 @@ pub fn change(guest: &mut GuestThread, cpu: &mut UserCpu, nr: i64, args: &[u64; 
         _ => Change::All,
     };
     let process = guest.process.clone();
-    let unseen = nr == libc::SYS_close && closes_unseen(guest, args[0] as i32);
+    let unseen = nr == libc::SYS_close && closes_unseen(&guest.process, args[0] as i32);
     let _changing = process.descriptors.change(change);
     if unseen {
         return forward::post_close(guest, args[0]);
@@ -114,16 +115,16 @@ pub fn change(guest: &mut GuestThread, cpu: &mut UserCpu, nr: i64, args: &[u64; 
 
 /// Whether nobody can tell when exactly a descriptor is closed, nor whether that fails: no other thread
 /// can see the number become free, and there is nothing written that the end could complain about.
-fn closes_unseen(guest: &GuestThread, fd: i32) -> bool {
-    !guest.process.trace
-        && guest.process.descriptors.file(fd).is_some_and(|file| file.kind() == Kind::Regular && file.is_read_only())
-        && guest.process.is_single_threaded()
+pub fn closes_unseen(process: &Process, fd: i32) -> bool {
+    !process.trace
+        && process.descriptors.file(fd).is_some_and(|file| file.kind() == Kind::Regular && file.is_read_only())
+        && process.is_single_threaded()
 }
 
 /// A call that makes a descriptor: its file is taken over with the reply, if it may be.
 pub fn open(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u32, args: &[u64; 6]) -> Outcome {
     let process = guest.process.clone();
-    let ticket = process.descriptors.ticket().filter(|_| may_take_over(guest));
+    let ticket = process.descriptors.ticket().filter(|_| may_take_over(&guest.process));
     let Some(ticket) = ticket else { return forward::forward(guest, cpu, nr, args) };
     let Opened { outcome, file } = forward::open(guest, cpu, nr, args);
     if let Outcome::Return(fd @ 0..) = outcome {
@@ -133,8 +134,8 @@ pub fn open(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u32, args: &[u64; 6]
 }
 
 /// Whether the node may act for the process: it has the rights of the same user.
-fn may_take_over(guest: &GuestThread) -> bool {
-    let user = lock(&guest.process.identity).ids.euid;
+pub fn may_take_over(process: &Process) -> bool {
+    let user = lock(&process.identity).ids.euid;
     user == nix::unistd::geteuid().as_raw()
 }
 
@@ -145,7 +146,7 @@ fn file(guest: &mut GuestThread, fd: i32) -> Option<Arc<HandedFile>> {
         Found::Forward => return None,
         Found::Ask(ticket) => ticket,
     };
-    if !may_take_over(guest) {
+    if !may_take_over(&guest.process) {
         return None;
     }
     let reply = guest.op(&Op::HandOver { fd }).ok()?;

@@ -15,14 +15,16 @@ mod sleep;
 mod time;
 mod waiting;
 
-pub use forward::forward_with_path;
+pub use forward::{blocked_bits, forward_with_path};
 pub use info::random_bytes;
+pub use io::{closes_unseen, may_take_over};
 
 use super::deliver::RestartKind;
 use super::guest::{GuestThread, failure};
 use super::proc_files;
 use crate::calls::{self, Class};
 use crate::kernel::descriptors::Change;
+use crate::kernel::lock;
 use nix::errno::Errno;
 use vmm::user_cpu::UserCpu;
 
@@ -63,6 +65,11 @@ pub fn dispatch(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64) -> Outcome 
 }
 
 fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -> Outcome {
+    let progress = cpu.take_progress();
+    if lock(&guest.channel).is_in_call() {
+        // The poller has begun it.
+        return forward::forward(guest, cpu, nr as u32, args);
+    }
     let number = nr as i64;
     let local = |guest: &GuestThread| {
         guest.thread.tally.local_calls.add(1);
@@ -165,7 +172,7 @@ fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -
         | libc::SYS_writev
         | libc::SYS_lseek
         | libc::SYS_fstat
-        | libc::SYS_ioctl => match io::serve(guest, cpu, number, args) {
+        | libc::SYS_ioctl => match io::serve(guest, cpu, number, args, progress) {
             Some(outcome) => outcome,
             None => return forward::forward(guest, cpu, nr as u32, args),
         },

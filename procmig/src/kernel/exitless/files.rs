@@ -1,4 +1,4 @@
-//! Calls that are served without their thread: those on files at hand that need not wait.
+//! Calls on files at hand that need not wait.
 
 use super::super::handed::HandedFile;
 use super::super::thread::Thread;
@@ -23,9 +23,6 @@ enum Way {
 /// of the place where it is found, or come with a signal.
 pub fn serve(thread: &Thread, space: &AddressSpace, call: &PostedCall) -> Option<Answer> {
     let process = &thread.process;
-    if thread.has_attention() || process.ending().is_some() {
-        return None;
-    }
     let PostedCall { number, arguments } = call;
     let file = process.descriptors.file(arguments[0] as i32)?;
     let alone = process.is_single_threaded();
@@ -52,7 +49,7 @@ pub fn serve(thread: &Thread, space: &AddressSpace, call: &PostedCall) -> Option
         _ => None,
     };
     if matches!(answer, Some(Answer::Value(_))) {
-        thread.tally.exitless_calls.add(1);
+        thread.tally.exitless_local_calls.add(1);
     }
     answer
 }

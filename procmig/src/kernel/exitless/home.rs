@@ -1,0 +1,114 @@
+//! Calls that the deputy performs, asked for in their thread's place.
+
+use super::super::descriptors::Change;
+use super::super::handed::HandedFile;
+use super::super::lock;
+use super::super::syscalls::{blocked_bits, closes_unseen, may_take_over};
+use super::Caller;
+use crate::calls::{self, Class};
+use crate::channel::CallChannel;
+use crate::mm::AddressSpace;
+use crate::usermem::UserMemory;
+use crate::wire::call::flags;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+use vmm::addr::GuestVirtAddr;
+use vmm::call_slot::{Answer, PostedCall};
+
+/// How long a reply is waited for, while other threads' calls are not looked at; then the thread waits itself.
+const PATIENCE: Duration = Duration::from_micros(300);
+
+/// A process's memory as it is mapped now, for a thread without a vCPU: what is not there yet is refused.
+struct Present<'a>(&'a AddressSpace);
+
+impl UserMemory for Present<'_> {
+    fn read(&self, address: GuestVirtAddr, buffer: &mut [u8]) -> Result<(), Errno> {
+        if self.0.read_present(address.raw(), buffer) { Ok(()) } else { Err(Errno::EFAULT) }
+    }
+
+    fn write(&self, address: GuestVirtAddr, bytes: &[u8]) -> Result<(), Errno> {
+        if self.0.write_present(address.raw(), bytes) { Ok(()) } else { Err(Errno::EFAULT) }
+    }
+}
+
+/// Serves a call; `None` if its thread must make it. A call that was begun and is not over is the thread's
+/// to finish: it finds that in its channel.
+pub fn serve(caller: &Caller, call: &PostedCall) -> Option<Answer> {
+    let PostedCall { number, arguments } = *call;
+    let process = &caller.thread.process;
+    let row = calls::row(number).filter(|row| matches!(row.class, Class::Forward(_) | Class::Split(Some(_))))?;
+    if calls::raises_signals(number) || !is_plain(caller, number, &arguments) {
+        return None;
+    }
+    let channel = &mut *lock(&caller.channel);
+    let closes = i64::from(number) == libc::SYS_close;
+    let unseen = closes && closes_unseen(process, arguments[0] as i32);
+    let _changing = closes.then(|| process.descriptors.change(Change::One(arguments[0] as i32)));
+    if unseen {
+        let blocked = blocked_bits(&caller.thread);
+        channel.post_call(number, blocked, [arguments[0], 0, 0, 0, 0, 0]).ok()?;
+        caller.thread.tally.exitless_forwarded_calls.add(1);
+        return Some(Answer::Value(0));
+    }
+    let opens = matches!(i64::from(number), libc::SYS_open | libc::SYS_openat);
+    let ticket = process.descriptors.ticket().filter(|_| opens && may_take_over(process));
+    let flags = if ticket.is_some() { flags::HAND_OVER } else { 0 };
+    if channel.is_in_call() || (row.may_block && !caller.thread.begin_call(channel.next_seq())) {
+        return None;
+    }
+    let memory = Present(&caller.space);
+    if channel.begin_call_with(number, &arguments, blocked_bits(&caller.thread), flags, &memory).is_err() {
+        // Nothing was sent, or the connection is lost: the thread finds out.
+        caller.thread.end_call();
+        return None;
+    }
+    let reply =
+        if has_come(channel) && channel.await_reply().is_ok() { channel.finish_plain_call(&memory) } else { None };
+    let Some(reply) = reply else { return Some(Answer::Exit { progress: 1 }) };
+    caller.thread.end_call();
+    if let (Some(ticket), 0..) = (ticket, reply.ret) {
+        process.descriptors.keep(ticket, reply.ret as i32, reply.file.and_then(HandedFile::new).map(Arc::new));
+    }
+    caller.thread.tally.exitless_forwarded_calls.add(1);
+    Some(Answer::Value(reply.ret))
+}
+
+fn has_come(channel: &CallChannel) -> bool {
+    let mut polled = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+    ppoll(&mut polled, Some(TimeSpec::from_duration(PATIENCE)), None).is_ok_and(|count| count > 0)
+}
+
+/// Whether home alone decides about a call: no path of `/proc`, where some files are the node's, and nothing
+/// that the thread looks at.
+fn is_plain(caller: &Caller, number: u32, arguments: &[u64; 6]) -> bool {
+    let path = match i64::from(number) {
+        libc::SYS_open | libc::SYS_stat | libc::SYS_access | libc::SYS_readlink => arguments[0],
+        libc::SYS_openat
+        | libc::SYS_newfstatat
+        | libc::SYS_statx
+        | libc::SYS_readlinkat
+        | libc::SYS_faccessat
+        | libc::SYS_faccessat2 => arguments[1],
+        libc::SYS_fcntl => {
+            return matches!(
+                arguments[1] as i32,
+                libc::F_DUPFD | libc::F_DUPFD_CLOEXEC | libc::F_GETFD | libc::F_SETFD | libc::F_GETFL | libc::F_SETFL
+            );
+        }
+        // On files at hand these are the node's own, and a read may wait for long.
+        libc::SYS_write
+        | libc::SYS_pwrite64
+        | libc::SYS_writev
+        | libc::SYS_lseek
+        | libc::SYS_fstat
+        | libc::SYS_ioctl => return caller.thread.process.descriptors.is_home(arguments[0] as i32),
+        libc::SYS_read | libc::SYS_pread64 | libc::SYS_readv => return false,
+        _ => return true,
+    };
+    let mut head = [0; 6];
+    caller.space.read_present(path, &mut head) && head != *b"/proc/"
+}
