@@ -89,8 +89,9 @@ pub const GETTID: u32 = 186;
 const RARE_FLAGS: u32 = 0x4_4500;
 /// How often a thread looks whether its call was taken: for about 3 µs.
 const PATIENCE: u32 = 100;
-/// How often it looks whether a call that was taken is done: for about 150 µs.
-const LONG_PATIENCE: u32 = 5000;
+/// How often it looks whether a call that was taken is done: for about 60 µs. Then it gives its CPU away,
+/// which those who serve the call may be waiting for.
+const LONG_PATIENCE: u32 = 2000;
 
 /// Where a trampoline's slot lies from the trampolines' start.
 const SLOTS: i64 = CALL_SLOTS as i64 - (SHIM_BASE + page::SLOT_TRAMPOLINES) as i64;

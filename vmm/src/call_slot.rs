@@ -89,6 +89,11 @@ impl CallSlot {
         self.ram.store_u32(self.at + call_slot::ARMED, armed.into());
     }
 
+    /// Whether it is armed.
+    pub fn is_armed(&self) -> bool {
+        self.ram.load_u32(self.at + call_slot::ARMED) != 0
+    }
+
     /// Nothing is taken any more, and nothing is being served when this returns; the slot's memory is no
     /// longer written.
     pub fn close(&self) {

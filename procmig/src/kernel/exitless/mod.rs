@@ -29,6 +29,8 @@ const FEW: u32 = 3;
 const MANY: u32 = 256;
 /// So many calls repay the poller's waking and its last, idle look.
 const WORTHWHILE: u64 = 8;
+/// So many calls that are served without an exit repay one that was posted and came with an exit after all.
+const FOR_A_MISS: u64 = 4;
 
 /// In whose name calls are served.
 struct Caller {
@@ -48,15 +50,17 @@ pub struct Exitless {
     dense: u32,
     /// How many of them it takes.
     wanted: u32,
-    /// Calls served when the poller was asked last, if it ever was.
-    served: Option<u64>,
+    /// Calls served when the poller was asked last.
+    served: u64,
+    /// Exits since then for calls that the thread had posted.
+    missed: u64,
     /// The last run in the guest was short.
     short_run: bool,
 }
 
 impl Default for Exitless {
     fn default() -> Self {
-        Self { polled: None, refused: false, dense: 0, wanted: FEW, served: None, short_run: false }
+        Self { polled: None, refused: false, dense: 0, wanted: FEW, served: 0, missed: 0, short_run: false }
     }
 }
 
@@ -67,6 +71,12 @@ impl Exitless {
         if !self.short_run {
             self.dense = 0;
         }
+    }
+
+    /// Whether it was worth it to ask the poller the last time.
+    fn is_repaid(&self) -> bool {
+        let served = self.polled.as_ref().map_or(0, |polled| polled.served()) - self.served;
+        served >= WORTHWHILE + FOR_A_MISS * self.missed
     }
 
     /// The slot's last day: what it is used for is over when this returns.
@@ -80,6 +90,17 @@ impl Exitless {
 impl GuestThread {
     /// Notes a call that came with an exit and might have come without.
     pub fn note_exit(&mut self, cpu: &mut UserCpu) {
+        if let Some(polled) = &self.exitless.polled
+            && polled.slot().is_armed()
+        {
+            // Where all CPUs are busy the poller, or the deputy, may wait for the one that this thread has.
+            self.exitless.missed += 1;
+            if self.exitless.missed > WORTHWHILE && !self.exitless.is_repaid() {
+                self.kernel().poller.forget(polled);
+                self.exitless.dense = 0;
+            }
+            return;
+        }
         if !self.exitless.short_run {
             return;
         }
@@ -91,12 +112,11 @@ impl GuestThread {
         if self.exitless.polled.is_none() && !self.get_slot(cpu) {
             return;
         }
-        let Some(polled) = self.exitless.polled.clone() else { return };
-        let served = polled.served();
-        let repaid = self.exitless.served.is_none_or(|before| served - before >= WORTHWHILE);
+        let repaid = self.exitless.is_repaid();
         self.exitless.wanted = if repaid { FEW } else { (self.exitless.wanted * 2).min(MANY) };
-        self.exitless.served = Some(served);
-        self.kernel().poller.ask(&polled);
+        let Some(polled) = &self.exitless.polled else { return };
+        (self.exitless.served, self.exitless.missed) = (polled.served(), 0);
+        self.kernel().poller.ask(polled);
     }
 
     /// Gets a slot, for a thread that is traced by nobody.

@@ -109,8 +109,9 @@ impl Poller {
         }
     }
 
-    /// Has a slot that is closed looked at no more.
+    /// Has a slot looked at no more.
     pub fn forget(&self, polled: &Arc<Polled>) {
+        polled.slot.arm(false);
         let mut state = lock(&self.shared.state);
         state.slots.retain(|other| !Arc::ptr_eq(other, polled));
         self.shared.changes.fetch_add(1, Ordering::SeqCst);
