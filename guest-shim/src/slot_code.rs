@@ -25,6 +25,8 @@ const POSTED_CALLS: [u64; 7] = calls(&[
     5,   // fstat
     6,   // lstat
     8,   // lseek
+    13,  // rt_sigaction
+    14,  // rt_sigprocmask
     16,  // ioctl
     17,  // pread64
     18,  // pwrite64
@@ -33,6 +35,7 @@ const POSTED_CALLS: [u64; 7] = calls(&[
     21,  // access
     32,  // dup
     44,  // sendto
+    45,  // recvfrom
     54,  // setsockopt
     63,  // uname
     72,  // fcntl
@@ -66,9 +69,11 @@ const POSTED_CALLS: [u64; 7] = calls(&[
 /// Numbers of calls from this one on are not posted.
 const CALLS: u32 = 448;
 
-/// Whether a call is posted by a thread that has a slot.
+/// Whether a call needs no exit of a thread that has a slot: if it is posted, or answered from the slot.
 pub fn is_posted(number: u64) -> bool {
-    number < u64::from(CALLS) && POSTED_CALLS[(number / 64) as usize] & 1 << (number % 64) != 0
+    number == u64::from(GETPID)
+        || number == u64::from(GETTID)
+        || number < u64::from(CALLS) && POSTED_CALLS[(number / 64) as usize] & 1 << (number % 64) != 0
 }
 
 const fn calls(numbers: &[u32]) -> [u64; 7] {

@@ -8,6 +8,7 @@
 #include <spawn.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
@@ -420,6 +421,105 @@ static void checks_effects(void)
     OK("each effect happens once");
 }
 
+static volatile sig_atomic_t arrived;
+
+static void arrives(int number)
+{
+    arrived = arrived * 100 + number;
+}
+
+/* What is unblocked while it waits is delivered before the call is over. */
+static void checks_masks(void)
+{
+    struct sigaction action = {.sa_handler = arrives}, old;
+    sigset_t two, one, before;
+    sigemptyset(&two), sigemptyset(&one);
+    sigaddset(&two, SIGUSR1), sigaddset(&two, SIGUSR2), sigaddset(&one, SIGUSR1);
+    for (int i = 1; i <= 64; i++) {
+        if (i == SIGKILL || i == SIGSTOP || i == 32 || i == 33)
+            continue;
+        CHECK(sigaction(i, NULL, &old) == 0);
+    }
+    for (int round = 0; round < 200; round++) {
+        action.sa_flags = round % 2 ? SA_RESTART : 0;
+        CHECK(sigaction(SIGUSR1, &action, NULL) == 0 && sigaction(SIGUSR2, &action, &old) == 0);
+        CHECK(sigaction(SIGUSR1, NULL, &old) == 0 && old.sa_handler == arrives);
+        CHECK((old.sa_flags & SA_RESTART) == action.sa_flags);
+        CHECK(sigprocmask(SIG_BLOCK, &two, &before) == 0 && !sigismember(&before, SIGUSR1));
+        arrived = 0;
+        if (round % 8 == 0) {
+            CHECK(raise(SIGUSR1) == 0 && kill(getpid(), SIGUSR2) == 0 && arrived == 0);
+            CHECK(sigprocmask(SIG_UNBLOCK, &one, NULL) == 0 && arrived == SIGUSR1);
+        } else {
+            CHECK(sigprocmask(SIG_UNBLOCK, &one, NULL) == 0 && arrived == 0);
+        }
+        CHECK(sigprocmask(SIG_SETMASK, &before, &one) == 0);
+        CHECK(sigismember(&one, SIGUSR2) && !sigismember(&one, SIGUSR1));
+        CHECK(arrived == (round % 8 == 0 ? SIGUSR1 * 100 + SIGUSR2 : 0));
+        sigemptyset(&one), sigaddset(&one, SIGUSR1);
+        /* What is ignored while it waits is gone. */
+        if (round % 16 == 0) {
+            CHECK(sigprocmask(SIG_BLOCK, &two, NULL) == 0 && raise(SIGUSR1) == 0);
+            CHECK(signal(SIGUSR1, SIG_IGN) == arrives);
+            CHECK(sigprocmask(SIG_UNBLOCK, &two, NULL) == 0);
+        }
+        CHECK(sigprocmask(77, &one, NULL) == -1 && errno == EINVAL);
+        CHECK(syscall(SYS_rt_sigprocmask, SIG_BLOCK, 8, 0, 8) == -1 && errno == EFAULT);
+        CHECK(syscall(SYS_rt_sigaction, SIGKILL, &action, 0, 8) == -1 && errno == EINVAL);
+    }
+    OK("masks and actions are those of each call");
+}
+
+/* Requests and answers over a socket, by the calls that servers make. */
+static void checks_sockets(void)
+{
+    int ends[2];
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    uint64_t words[200], random = 9;
+    if (child == 0) {
+        close(ends[0]);
+        for (ssize_t got; (got = recv(ends[1], words, sizeof words, 0)) > 0;) {
+            for (ssize_t done = 0; done < got;) {
+                ssize_t put = send(ends[1], (char *)words + done, (size_t)(got - done), MSG_NOSIGNAL);
+                CHECK(put > 0);
+                done += put;
+            }
+        }
+        _exit(0);
+    }
+    close(ends[1]);
+    for (uint64_t round = 0; round < 1500; round++) {
+        size_t count = 1 + next_random(&random) % 200;
+        for (size_t k = 0; k < count; k++)
+            words[k] = round << 16 | k;
+        CHECK(recv(ends[0], words + 100, 8, MSG_DONTWAIT) == -1 && errno == EAGAIN);
+        CHECK(send(ends[0], words, count * 8, 0) == (ssize_t)count * 8);
+        memset(words, 0, sizeof words);
+        for (size_t done = 0; done < count * 8;) {
+            ssize_t got = recv(ends[0], (char *)words + done, count * 8 - done, 0);
+            CHECK(got > 0);
+            done += (size_t)got;
+        }
+        for (size_t k = 0; k < count; k++)
+            CHECK(words[k] == (round << 16 | k));
+        char byte;
+        if (round % 100 == 0) {
+            CHECK(send(ends[0], "xy", 2, 0) == 2);
+            CHECK(recv(ends[0], &byte, 1, MSG_PEEK | MSG_WAITALL) == 1 && byte == 'x');
+            CHECK(recv(ends[0], words, 2, MSG_WAITALL) == 2);
+        }
+    }
+    CHECK(shutdown(ends[0], SHUT_WR) == 0);
+    CHECK(recv(ends[0], words, 8, 0) == 0);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    CHECK(send(ends[0], words, 8, MSG_NOSIGNAL) == -1 && errno == EPIPE);
+    close(ends[0]);
+    OK("sockets carry each word once");
+}
+
 static volatile sig_atomic_t traps;
 
 static void steps(int number)
@@ -494,6 +594,8 @@ int main(int argc, char **argv)
     checks_descriptors();
     checks_errors();
     checks_effects();
+    checks_masks();
+    checks_sockets();
     checks_steps();
     checks_identity(argv);
     return 0;

@@ -155,7 +155,10 @@ impl GuestThread {
             self.exitless.ran(entered.elapsed());
             self.count(cpu);
             let event = match event {
-                Ok(UserEvent::InCall) => Ok(cpu.settle_call()),
+                Ok(UserEvent::InCall) => {
+                    self.exitless.waited();
+                    Ok(cpu.settle_call())
+                }
                 event => event,
             };
             match event {

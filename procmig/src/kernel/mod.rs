@@ -5,6 +5,7 @@
 //! goes back in. What a process or thread is lies in [`process`] and [`thread`], reached from the
 //! one [`Kernel`]; a host thread's stack holds nothing that cannot be made again from there.
 
+pub mod actions;
 pub mod affinity;
 pub mod deliver;
 pub mod descriptors;

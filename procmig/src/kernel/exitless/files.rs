@@ -1,6 +1,7 @@
 //! Calls on files at hand that need not wait.
 
 use super::super::handed::HandedFile;
+use super::super::syscalls::Manner;
 use super::super::thread::Thread;
 use crate::mm::{Access, AddressSpace, Part};
 use crate::wire::file_kind::Kind;
@@ -26,14 +27,13 @@ pub fn serve(thread: &Thread, space: &AddressSpace, call: &PostedCall) -> Option
     let PostedCall { number, arguments } = call;
     let file = process.descriptors.file(arguments[0] as i32)?;
     let alone = process.is_single_threaded();
-    let move_at = |way, parts, offset| transfer(&file, space, alone, way, parts, offset);
+    let manner = Manner::of(&file, (*number).into(), arguments)?;
+    let transfer = |way, parts| transfer(&file, space, alone, way, parts, manner.at);
     let answer = match i64::from(*number) {
-        libc::SYS_read => move_at(Way::Read, vec![part(arguments)?], None),
-        libc::SYS_write => move_at(Way::Write, vec![part(arguments)?], None),
-        libc::SYS_pread64 => move_at(Way::Read, vec![part(arguments)?], Some(place(&file, arguments)?)),
-        libc::SYS_pwrite64 => move_at(Way::Write, vec![part(arguments)?], Some(place(&file, arguments)?)),
-        libc::SYS_readv => move_at(Way::Read, vector(space, arguments)?, None),
-        libc::SYS_writev => move_at(Way::Write, vector(space, arguments)?, None),
+        libc::SYS_read | libc::SYS_pread64 | libc::SYS_recvfrom => transfer(Way::Read, vec![part(arguments)?]),
+        libc::SYS_write | libc::SYS_pwrite64 | libc::SYS_sendto => transfer(Way::Write, vec![part(arguments)?]),
+        libc::SYS_readv => transfer(Way::Read, vector(space, arguments)?),
+        libc::SYS_writev => transfer(Way::Write, vector(space, arguments)?),
         libc::SYS_lseek => {
             let offset = file.seek(arguments[1] as i64, arguments[2] as i32).ok()?;
             Some(Answer::Value(offset as i64))
@@ -57,11 +57,6 @@ pub fn serve(thread: &Thread, space: &AddressSpace, call: &PostedCall) -> Option
 fn part(arguments: &[u64; 6]) -> Option<Part> {
     let [_, address, length, ..] = *arguments;
     (length > 0).then_some(Part { address, length })
-}
-
-/// The offset of a call that has one.
-fn place(file: &HandedFile, arguments: &[u64; 6]) -> Option<i64> {
-    (file.kind() == Kind::Regular).then_some(i64::try_from(arguments[3]).ok()?)
 }
 
 /// The parts of an `iovec` array.

@@ -23,7 +23,7 @@ use vmm::call_slot::{Answer, PostedCall};
 const PATIENCE: Duration = Duration::from_micros(300);
 
 /// A process's memory as it is mapped now, for a thread without a vCPU: what is not there yet is refused.
-struct Present<'a>(&'a AddressSpace);
+pub(super) struct Present<'a>(pub(super) &'a AddressSpace);
 
 impl UserMemory for Present<'_> {
     fn read(&self, address: GuestVirtAddr, buffer: &mut [u8]) -> Result<(), Errno> {
@@ -103,10 +103,11 @@ fn is_plain(caller: &Caller, number: u32, arguments: &[u64; 6]) -> bool {
         libc::SYS_write
         | libc::SYS_pwrite64
         | libc::SYS_writev
+        | libc::SYS_sendto
         | libc::SYS_lseek
         | libc::SYS_fstat
         | libc::SYS_ioctl => return caller.thread.process.descriptors.is_home(arguments[0] as i32),
-        libc::SYS_read | libc::SYS_pread64 | libc::SYS_readv => return false,
+        libc::SYS_read | libc::SYS_pread64 | libc::SYS_readv | libc::SYS_recvfrom => return false,
         _ => return true,
     };
     let mut head = [0; 6];

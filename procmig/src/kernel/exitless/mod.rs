@@ -2,13 +2,14 @@
 //!
 //! Where an exit costs as much as dozens of short calls, a thread that makes many of them gets a slot
 //! ([`vmm::call_slot`]): it posts its calls there, and one thread of the node, the [`poller`], which looks
-//! at all slots as long as calls come, takes and answers them: those on [`files`] at hand itself, others of
+//! at all slots as long as calls come, takes and answers them: those on [`files`] at hand and on [`signals`] itself, others of
 //! [`home`] by asking the deputy. Whatever cannot be answered soon and to the end goes the usual way, with
 //! an exit.
 
 mod files;
 mod home;
 pub mod poller;
+mod signals;
 
 use super::guest::GuestThread;
 use super::thread::Thread;
@@ -29,8 +30,13 @@ const FEW: u32 = 3;
 const MANY: u32 = 256;
 /// So many calls repay the poller's waking and its last, idle look.
 const WORTHWHILE: u64 = 8;
-/// So many calls that are served without an exit repay one that was posted and came with an exit after all.
-const FOR_A_MISS: u64 = 4;
+/// So many calls that were posted in vain are repaid by one that is served without an exit: a post costs a
+/// tenth of an exit.
+const MISSES_REPAID: u64 = 4;
+/// So many misses are one of a call that was taken and took long: the thread has spun for two exits' time.
+const MISSES_OF_A_WAIT: u64 = 16;
+/// Misses before it is given up.
+const MISSES: u64 = 64;
 
 /// In whose name calls are served.
 struct Caller {
@@ -73,10 +79,15 @@ impl Exitless {
         }
     }
 
+    /// Notes that the thread had to leave the guest to wait for its call.
+    pub fn waited(&mut self) {
+        self.missed += MISSES_OF_A_WAIT;
+    }
+
     /// Whether it was worth it to ask the poller the last time.
     fn is_repaid(&self) -> bool {
         let served = self.polled.as_ref().map_or(0, |polled| polled.served()) - self.served;
-        served >= WORTHWHILE + FOR_A_MISS * self.missed
+        served >= WORTHWHILE.max(self.missed / MISSES_REPAID)
     }
 
     /// The slot's last day: what it is used for is over when this returns.
@@ -95,7 +106,7 @@ impl GuestThread {
         {
             // Where all CPUs are busy the poller, or the deputy, may wait for the one that this thread has.
             self.exitless.missed += 1;
-            if self.exitless.missed > WORTHWHILE && !self.exitless.is_repaid() {
+            if self.exitless.missed > MISSES && !self.exitless.is_repaid() {
                 self.kernel().poller.forget(polled);
                 self.exitless.dense = 0;
             }

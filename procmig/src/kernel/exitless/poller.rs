@@ -1,7 +1,7 @@
 //! The thread that looks for posted calls.
 
 use super::super::lock;
-use super::{Caller, files, home};
+use super::{Caller, files, home, signals};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -69,7 +69,10 @@ fn serve(caller: &Caller, call: &PostedCall) -> Option<Answer> {
     if caller.thread.has_attention() || caller.thread.process.ending().is_some() {
         return None;
     }
-    files::serve(&caller.thread, &caller.space, call).or_else(|| home::serve(caller, call))
+    match i64::from(call.number) {
+        libc::SYS_rt_sigprocmask | libc::SYS_rt_sigaction => signals::serve(caller, call),
+        _ => files::serve(&caller.thread, &caller.space, call).or_else(|| home::serve(caller, call)),
+    }
 }
 
 /// The poller: a thread that is made when it is asked for the first time, and sleeps when nobody posts.

@@ -104,9 +104,6 @@ fn perform(
     if interruptible {
         guest.thread.end_call();
     }
-    if vmm::is_posted(nr.into()) {
-        guest.note_exit(cpu);
-    }
     match reply {
         Ok(reply) => {
             if calls::raises_signals(nr) {

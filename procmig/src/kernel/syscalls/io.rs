@@ -30,11 +30,42 @@ pub fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: i64, args: &[u64; 6
         // Another thread has closed it meanwhile: what was done of the call is not done again.
         return (progress > 0).then_some(Outcome::Return(progress as i64));
     };
-    let outcome = serve_on(guest, cpu, nr, args, &file, progress);
-    if matches!(outcome, Some(Outcome::Return(0..))) {
-        guest.note_exit(cpu);
+    serve_on(guest, cpu, nr, args, &file, progress)
+}
+
+/// In which manner bytes are to be moved.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Manner {
+    /// Where in the file; else at its offset.
+    pub at: Option<i64>,
+    /// Whatever the file's flags say, the call does not wait.
+    pub never_waits: bool,
+    /// No `SIGPIPE`.
+    pub is_quiet: bool,
+}
+
+impl Manner {
+    /// Of a call on a file that is here; `None` if that is home's to judge.
+    pub fn of(file: &HandedFile, nr: i64, args: &[u64; 6]) -> Option<Self> {
+        match nr {
+            libc::SYS_pread64 | libc::SYS_pwrite64 => {
+                let at = i64::try_from(args[3]).ok()?;
+                (file.kind() == Kind::Regular).then_some(Self { at: Some(at), ..Self::default() })
+            }
+            libc::SYS_recvfrom | libc::SYS_sendto => {
+                let flags = args[3] as i32;
+                let known = libc::MSG_DONTWAIT | if nr == libc::SYS_sendto { libc::MSG_NOSIGNAL } else { 0 };
+                // With an address it is more than a read or write.
+                let is_plain = file.kind() == Kind::Socket && args[4] == 0 && flags & !known == 0;
+                is_plain.then_some(Self {
+                    at: None,
+                    never_waits: flags & libc::MSG_DONTWAIT != 0,
+                    is_quiet: flags & libc::MSG_NOSIGNAL != 0,
+                })
+            }
+            _ => Some(Self::default()),
+        }
     }
-    outcome
 }
 
 /// The same on this file. So many bytes are done already.
@@ -46,21 +77,21 @@ fn serve_on(
     file: &HandedFile,
     progress: u64,
 ) -> Option<Outcome> {
-    let at = match nr {
-        libc::SYS_pread64 | libc::SYS_pwrite64 if file.kind() != Kind::Regular => return None,
-        libc::SYS_pread64 | libc::SYS_pwrite64 => Some(i64::try_from(args[3]).ok()?),
-        _ => None,
-    };
+    let manner = Manner::of(file, nr, args)?;
     match nr {
-        libc::SYS_read | libc::SYS_pread64 => read(guest, cpu, file, &[part(args)?], at, progress),
-        libc::SYS_write | libc::SYS_pwrite64 => write(guest, cpu, file, &[part(args)?], at, progress),
+        libc::SYS_read | libc::SYS_pread64 | libc::SYS_recvfrom => {
+            read(guest, cpu, file, &[part(args)?], manner, progress)
+        }
+        libc::SYS_write | libc::SYS_pwrite64 | libc::SYS_sendto => {
+            write(guest, cpu, file, &[part(args)?], manner, progress)
+        }
         libc::SYS_readv => {
             let parts = vector(guest, cpu, args)?;
-            read(guest, cpu, file, &parts, None, progress)
+            read(guest, cpu, file, &parts, manner, progress)
         }
         libc::SYS_writev => {
             let parts = vector(guest, cpu, args)?;
-            write(guest, cpu, file, &parts, None, progress)
+            write(guest, cpu, file, &parts, manner, progress)
         }
         libc::SYS_lseek => Some(file.seek(args[1] as i64, args[2] as i32).into()),
         libc::SYS_fstat => Some(status(guest, cpu, file, args[1]).into()),
@@ -80,7 +111,6 @@ pub fn serve_status(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6])
         return None;
     }
     let file = guest.process.descriptors.file(args[0] as i32)?;
-    guest.note_exit(cpu);
     Some(status(guest, cpu, &file, args[2]).into())
 }
 
@@ -200,13 +230,13 @@ fn read(
     cpu: &mut UserCpu,
     file: &HandedFile,
     parts: &[Part],
-    at: Option<i64>,
+    manner: Manner,
     mut done: u64,
 ) -> Option<Outcome> {
     let mut parts = parts.to_vec();
     advance(&mut parts, done);
     while !parts.is_empty() {
-        let offset = at.map(|at| at.saturating_add(done as i64));
+        let offset = manner.at.map(|at| at.saturating_add(done as i64));
         let got = guest.with_memory(cpu, |memory| {
             // SAFETY: the places are valid while the memory is held.
             memory.with_places(&parts, Access::Write, |places| unsafe { file.read(places, offset) })
@@ -230,7 +260,9 @@ fn read(
                 }
             }
             Err(_) if done > 0 => break,
-            Err(Errno::EAGAIN) if file.is_nonblocking() => return Some(Err(Errno::EAGAIN).into()),
+            Err(Errno::EAGAIN) if manner.never_waits || file.is_nonblocking() => {
+                return Some(Err(Errno::EAGAIN).into());
+            }
             Err(Errno::EAGAIN) if file.waits_forever() => match guest.thread.wait_for(file, libc::POLLIN) {
                 Ok(true) => {}
                 Ok(false) => return Some(Outcome::Restart(RestartKind::IfAsked)),
@@ -262,13 +294,13 @@ fn write(
     cpu: &mut UserCpu,
     file: &HandedFile,
     parts: &[Part],
-    at: Option<i64>,
+    manner: Manner,
     mut done: u64,
 ) -> Option<Outcome> {
     let mut parts = parts.to_vec();
     advance(&mut parts, done);
     while !parts.is_empty() {
-        let offset = at.map(|at| at.saturating_add(done as i64));
+        let offset = manner.at.map(|at| at.saturating_add(done as i64));
         let put = guest.with_memory(cpu, |memory| {
             // SAFETY: the places are valid while their frames are pinned.
             memory.with_pinned(&parts, |places| unsafe { file.write(places, offset) })
@@ -280,13 +312,13 @@ fn write(
                 done += count as u64;
                 advance(&mut parts, count as u64);
             }
-            Ok(Err(Errno::EPIPE)) => {
+            Ok(Err(Errno::EPIPE)) if !manner.is_quiet => {
                 let user = lock(&guest.process.identity).ids.uid;
                 let raised = info::kill(libc::SIGPIPE, guest.process.pid, user);
                 guest.process.post_to(&guest.thread, raised);
                 return Some(if done > 0 { Outcome::Return(done as i64) } else { Err(Errno::EPIPE).into() });
             }
-            Ok(Err(Errno::EAGAIN)) if file.waits_forever() && !file.is_nonblocking() => {
+            Ok(Err(Errno::EAGAIN)) if file.waits_forever() && !manner.never_waits && !file.is_nonblocking() => {
                 match guest.thread.wait_for(file, libc::POLLOUT) {
                     Ok(true) => {}
                     _ if done > 0 => break,
@@ -295,7 +327,9 @@ fn write(
                 }
             }
             Ok(Err(_)) if done > 0 => break,
-            Ok(Err(Errno::EAGAIN | Errno::EOPNOTSUPP)) if !file.is_nonblocking() => return None,
+            Ok(Err(Errno::EAGAIN | Errno::EOPNOTSUPP)) if !manner.never_waits && !file.is_nonblocking() => {
+                return None;
+            }
             Ok(Err(errno)) => return Some(Err(errno).into()),
         }
     }

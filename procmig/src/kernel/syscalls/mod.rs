@@ -17,7 +17,7 @@ mod waiting;
 
 pub use forward::{blocked_bits, forward_with_path};
 pub use info::random_bytes;
-pub use io::{closes_unseen, may_take_over};
+pub use io::{Manner, closes_unseen, may_take_over};
 
 use super::deliver::RestartKind;
 use super::guest::{GuestThread, failure};
@@ -58,6 +58,9 @@ pub fn dispatch(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64) -> Outcome 
     let regs = cpu.regs();
     let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
     let outcome = serve(guest, cpu, nr, &args);
+    if vmm::is_posted(nr) && matches!(outcome, Outcome::Return(_)) {
+        guest.note_exit(cpu);
+    }
     if guest.process.trace {
         forward::trace(guest, cpu, nr, &args, outcome);
     }
@@ -134,12 +137,8 @@ fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -
         libc::SYS_set_tid_address => info::set_tid_address(guest, args).into(),
         libc::SYS_set_robust_list => futex::set_robust_list(guest, args).into(),
         libc::SYS_get_robust_list => futex::get_robust_list(guest, cpu, args).into(),
-        libc::SYS_gettid | libc::SYS_getpid => {
-            // With a slot the thread finds them there.
-            guest.note_exit(cpu);
-            let id = if number == libc::SYS_gettid { guest.thread.tid() } else { guest.process.pid };
-            Outcome::Return(i64::from(id))
-        }
+        libc::SYS_gettid => Outcome::Return(i64::from(guest.thread.tid())),
+        libc::SYS_getpid => Outcome::Return(i64::from(guest.process.pid)),
         libc::SYS_getuid | libc::SYS_geteuid | libc::SYS_getgid | libc::SYS_getegid => info::user(guest, number),
         libc::SYS_arch_prctl => info::arch_prctl(guest, cpu, args).into(),
         libc::SYS_getrandom => info::getrandom(guest, cpu, args).into(),
@@ -172,6 +171,8 @@ fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -
         | libc::SYS_writev
         | libc::SYS_lseek
         | libc::SYS_fstat
+        | libc::SYS_recvfrom
+        | libc::SYS_sendto
         | libc::SYS_ioctl => match io::serve(guest, cpu, number, args, progress) {
             Some(outcome) => outcome,
             None => return forward::forward(guest, cpu, nr as u32, args),

@@ -1,43 +1,29 @@
 //! Signal calls.
 
 use super::{CallResult, Outcome, forward};
+use crate::kernel::actions::{
+    SET_SIZE, changed_mask, concerns_home, disposition, exchange_action, read_action, read_set, write_action,
+};
 use crate::kernel::guest::{GuestThread, failure};
 use crate::kernel::lock;
-use crate::kernel::process::{Action, DEFAULT, IGNORE};
+use crate::kernel::process::DEFAULT;
 use crate::signal::altstack::{AltStack, MIN_SIZE};
 use crate::signal::frame;
 use crate::signal::info;
 use crate::signal::set::{DefaultAction, SignalSet, default_action};
 use crate::usermem::UserMemory;
 use crate::wire::control::SigInfo;
-use crate::wire::op::{Disposition, Op};
+use crate::wire::op::Op;
 use nix::errno::Errno;
 use vmm::addr::GuestVirtAddr;
 use vmm::user_cpu::UserCpu;
 
-/// Bytes of a kernel signal set.
-const SET_SIZE: u64 = 8;
-
 pub fn sigprocmask(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> CallResult {
-    if args[3] != SET_SIZE {
-        return Err(Errno::EINVAL);
-    }
-    let wanted = match args[1] {
-        0 => None,
-        at => Some(SignalSet(guest.with_memory(cpu, |memory| memory.read_u64(GuestVirtAddr(at)))?)),
-    };
+    let wanted = guest.with_memory(cpu, |memory| read_set(memory, args))?;
     let (old, new) = {
         let mut own = lock(&guest.thread.signals);
         let old = own.mask;
-        if let Some(set) = wanted {
-            let mask = match args[0] as i32 {
-                libc::SIG_BLOCK => old | set,
-                libc::SIG_UNBLOCK => old & !set,
-                libc::SIG_SETMASK => set,
-                _ => return Err(Errno::EINVAL),
-            };
-            own.mask = mask.blockable();
-        }
+        own.mask = changed_mask(old, wanted, args)?;
         (old, own.mask)
     };
     if args[2] != 0 {
@@ -48,72 +34,19 @@ pub fn sigprocmask(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) 
 }
 
 pub fn sigaction(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> CallResult {
-    let signal = args[0] as i32;
-    if args[3] != SET_SIZE || !(1..=64).contains(&signal) {
-        return Err(Errno::EINVAL);
-    }
-    let new = match args[1] {
-        0 => None,
-        at => {
-            if SignalSet::UNBLOCKABLE.contains(signal) {
-                return Err(Errno::EINVAL);
-            }
-            let mut words = [0; 32];
-            guest.with_memory(cpu, |memory| memory.read(GuestVirtAddr(at), &mut words))?;
-            let word = |i: usize| u64::from_le_bytes(words[i * 8..i * 8 + 8].try_into().expect("8 bytes"));
-            Some(Action { handler: word(0), flags: word(1), restorer: word(2), mask: SignalSet(word(3)).blockable() })
-        }
-    };
-    let old = {
-        let mut signals = lock(&guest.process.signals);
-        let old = signals.action(signal);
-        if let Some(new) = new {
-            signals.actions[(signal - 1) as usize] = new;
-            if signals.ignores(signal) {
-                signals.pending.discard(SignalSet::of(&[signal]));
-                for thread in guest.process.threads() {
-                    lock(&thread.signals).pending.discard(SignalSet::of(&[signal]));
-                }
-            }
-        }
-        old
-    };
-    if let Some(new) = new {
-        tell_home(guest, signal, &old, &new);
+    let (signal, new) = guest.with_memory(cpu, |memory| read_action(memory, args))?;
+    let old = exchange_action(&guest.process, signal, new, |_| true).unwrap_or_default();
+    if let Some(new) = new
+        && concerns_home(signal, &old, &new)
+    {
+        let op = Op::SetDisposition { signal: signal as u32, disposition: disposition(&new) };
+        // If the deputy is gone the process ends at the next turn.
+        let _ = guest.op(&op);
     }
     if args[2] != 0 {
-        let mut words = [0; 32];
-        for (slot, word) in words.chunks_exact_mut(8).zip([old.handler, old.flags, old.restorer, old.mask.0]) {
-            slot.copy_from_slice(&word.to_le_bytes());
-        }
-        guest.with_memory(cpu, |memory| memory.write(GuestVirtAddr(args[2]), &words))?;
+        guest.with_memory(cpu, |memory| write_action(memory, args[2], &old))?;
     }
     Ok(0)
-}
-
-fn disposition(action: &Action) -> Disposition {
-    match action.handler {
-        DEFAULT => Disposition::Default,
-        IGNORE => Disposition::Ignore,
-        _ => Disposition::Catch,
-    }
-}
-
-/// Home's kernel must know what it acts on itself. Whether a signal that it only passes on is caught
-/// or does its default makes no difference there, except for job control.
-fn tell_home(guest: &mut GuestThread, signal: i32, old: &Action, new: &Action) {
-    const NO_CHILD_WAIT: u64 = libc::SA_NOCLDWAIT as u64 | libc::SA_NOCLDSTOP as u64;
-    let (before, after) = (disposition(old), disposition(new));
-    let acts = |disposition| match disposition {
-        Disposition::Catch if !SignalSet::STOPPING.contains(signal) => Disposition::Default,
-        other => other,
-    };
-    let child_flags = signal == libc::SIGCHLD && (old.flags ^ new.flags) & NO_CHILD_WAIT != 0;
-    if acts(before) == acts(after) && !child_flags {
-        return;
-    }
-    // If the deputy is gone the process ends at the next turn.
-    let _ = guest.op(&Op::SetDisposition { signal: signal as u32, disposition: after });
 }
 
 pub fn sigreturn(guest: &mut GuestThread, cpu: &mut UserCpu) -> Outcome {
