@@ -53,7 +53,7 @@ const POSTED_CALLS: [u64; 7] = calls(&[
     121, // getpgid
     124, // getsid
     217, // getdents64
-    233, // epoll_ctl
+    232, // epoll_wait
     257, // openat
     262, // newfstatat
     263, // unlinkat
@@ -61,6 +61,7 @@ const POSTED_CALLS: [u64; 7] = calls(&[
     267, // readlinkat
     268, // fchmodat
     269, // faccessat
+    281, // epoll_pwait
     316, // renameat2
     332, // statx
     439, // faccessat2

@@ -7,13 +7,17 @@
 #include <signal.h>
 #include <spawn.h>
 #include <stdatomic.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
+#include <time.h>
 
 enum { RECORDS = 4000, BLOCK = 512 };
 
@@ -520,6 +524,111 @@ static void checks_sockets(void)
     OK("sockets carry each word once");
 }
 
+static uint64_t milliseconds(void)
+{
+    struct timespec now;
+    CHECK(clock_gettime(CLOCK_MONOTONIC, &now) == 0);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* A server that waits for several clients, as event loops do. */
+static void checks_events(void)
+{
+    enum { CLIENTS = 5, ROUNDS = 400 };
+    int set = epoll_create1(EPOLL_CLOEXEC), ends[CLIENTS][2];
+    CHECK(set >= 0);
+    pid_t children[CLIENTS];
+    for (int i = 0; i < CLIENTS; i++) {
+        CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends[i]) == 0);
+        children[i] = fork();
+        CHECK(children[i] >= 0);
+        if (children[i] == 0) {
+            close(ends[i][0]);
+            for (uint64_t round = 0; round < ROUNDS; round++) {
+                uint64_t word = round * 10 + (uint64_t)i, back;
+                CHECK(write(ends[i][1], &word, 8) == 8);
+                CHECK(read(ends[i][1], &back, 8) == 8 && back == word + 1);
+            }
+            _exit(0);
+        }
+        close(ends[i][1]);
+        struct epoll_event event = {.events = EPOLLIN | (i % 2 ? EPOLLET : 0), .data.u32 = (uint32_t)i};
+        CHECK(epoll_ctl(set, EPOLL_CTL_ADD, ends[i][0], &event) == 0);
+    }
+    uint64_t rounds[CLIENTS] = {0}, over = 0;
+    while (over < CLIENTS) {
+        struct epoll_event events[3];
+        int count = epoll_wait(set, events, 3, -1);
+        CHECK(count > 0 && count <= 3);
+        for (int k = 0; k < count; k++) {
+            uint64_t word, i = events[k].data.u32;
+            ssize_t got = read(ends[i][0], &word, 8);
+            if (got == 0) {
+                /* Another child has it too, so it would stay in the set. */
+                CHECK(epoll_ctl(set, EPOLL_CTL_DEL, ends[i][0], NULL) == 0);
+                CHECK(close(ends[i][0]) == 0);
+                over++;
+                continue;
+            }
+            CHECK(got == 8 && word == rounds[i] * 10 + i);
+            rounds[i]++;
+            word++;
+            CHECK(write(ends[i][0], &word, 8) == 8);
+        }
+    }
+    for (int i = 0; i < CLIENTS; i++) {
+        int status;
+        CHECK(rounds[i] == ROUNDS && waitpid(children[i], &status, 0) == children[i] && status == 0);
+    }
+    struct epoll_event event = {.events = EPOLLIN};
+    /* All are closed: nothing comes, and the time is kept. */
+    uint64_t before = milliseconds();
+    CHECK(epoll_wait(set, &event, 1, 30) == 0 && milliseconds() - before >= 30);
+    CHECK(epoll_wait(set, &event, 1, 0) == 0);
+    CHECK(epoll_wait(set, &event, 0, 0) == -1 && errno == EINVAL);
+    CHECK(syscall(SYS_epoll_wait, set, 8, 1, 0) == 0 || errno == EFAULT);
+    CHECK(epoll_wait(file, &event, 1, 0) == -1 && errno == EINVAL);
+    struct sigaction action = {.sa_handler = arrives};
+    CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
+    pid_t waker = fork();
+    if (waker == 0) {
+        usleep(50000);
+        _exit(kill(getppid(), SIGUSR1) != 0);
+    }
+    arrived = 0;
+    CHECK(epoll_wait(set, &event, 1, 20000) == -1 && errno == EINTR && arrived == SIGUSR1);
+    int status;
+    CHECK(waitpid(waker, &status, 0) == waker && status == 0);
+    /* A counter, and then a file that asks whose signals are meant. */
+    int counter = eventfd(0, EFD_NONBLOCK);
+    event.events = EPOLLIN, event.data.u64 = 77;
+    CHECK(counter >= 0 && epoll_ctl(set, EPOLL_CTL_ADD, counter, &event) == 0);
+    uint64_t word = 3;
+    for (int i = 0; i < 50; i++) {
+        CHECK(epoll_wait(set, &event, 1, 0) == 0);
+        CHECK(write(counter, &word, 8) == 8);
+        CHECK(epoll_wait(set, &event, 1, -1) == 1 && event.data.u64 == 77);
+        CHECK(read(counter, &word, 8) == 8 && word == 3);
+        CHECK(read(counter, &word, 8) == -1 && errno == EAGAIN);
+    }
+    sigset_t one;
+    sigemptyset(&one), sigaddset(&one, SIGUSR2);
+    CHECK(sigprocmask(SIG_BLOCK, &one, NULL) == 0);
+    int told = signalfd(-1, &one, SFD_NONBLOCK | SFD_CLOEXEC);
+    event.events = EPOLLIN, event.data.u64 = 78;
+    CHECK(told >= 0 && epoll_ctl(set, EPOLL_CTL_ADD, told, &event) == 0);
+    for (int i = 0; i < 20; i++) {
+        CHECK(epoll_wait(set, &event, 1, 0) == 0);
+        CHECK(kill(getpid(), SIGUSR2) == 0);
+        CHECK(epoll_wait(set, &event, 1, 10000) == 1 && event.data.u64 == 78);
+        struct signalfd_siginfo info;
+        CHECK(read(told, &info, sizeof info) == sizeof info && info.ssi_signo == SIGUSR2);
+    }
+    close(told), close(counter), close(set);
+    CHECK(sigprocmask(SIG_UNBLOCK, &one, NULL) == 0);
+    OK("events are told as they come");
+}
+
 static volatile sig_atomic_t traps;
 
 static void steps(int number)
@@ -596,6 +705,7 @@ int main(int argc, char **argv)
     checks_effects();
     checks_masks();
     checks_sockets();
+    checks_events();
     checks_steps();
     checks_identity(argv);
     return 0;

@@ -7,6 +7,7 @@
 
 use super::handed::HandedFile;
 use super::lock;
+use crate::wire::file_kind::Kind;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
@@ -134,6 +135,22 @@ impl Descriptors {
     /// Whether it is known that the file of `fd` is only used at home.
     pub fn is_home(&self, fd: i32) -> bool {
         matches!(lock(&self.state).known.get(&fd), Some(Known::Home))
+    }
+
+    /// Whether an `epoll` set is among the files that are here.
+    pub fn has_epoll(&self) -> bool {
+        lock(&self.state).known.values().any(|known| matches!(known, Known::File(file) if file.kind() == Kind::Epoll))
+    }
+
+    /// Leaves all `epoll` sets to home.
+    pub fn leave_epoll_home(&self) {
+        for known in lock(&self.state).known.values() {
+            if let Known::File(file) = known
+                && file.kind() == Kind::Epoll
+            {
+                file.leave_home();
+            }
+        }
     }
 
     /// Says when something is asked for, if it could be kept.

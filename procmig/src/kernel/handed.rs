@@ -5,10 +5,12 @@
 
 use crate::wire::file_kind::{self, Kind};
 use nix::errno::Errno;
+use nix::sys::time::TimeSpec;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// An open file of home.
 #[derive(Debug)]
@@ -17,6 +19,8 @@ pub struct HandedFile {
     kind: Kind,
     /// The file knows how to say that it would have to wait.
     says_when_waiting: AtomicBool,
+    /// Of an `epoll` set: it has files in it that look at who asks.
+    home_only: AtomicBool,
 }
 
 /// How many there are in this process.
@@ -40,7 +44,45 @@ impl HandedFile {
             COUNT.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
-        Some(Self { file, kind, says_when_waiting: AtomicBool::new(true) })
+        Some(Self { file, kind, says_when_waiting: AtomicBool::new(true), home_only: AtomicBool::new(false) })
+    }
+
+    /// Of an `epoll` set: whether it is only to be used at home.
+    pub fn is_home_only(&self) -> bool {
+        self.home_only.load(Ordering::SeqCst)
+    }
+
+    /// Leaves it to home, for all who have it.
+    pub fn leave_home(&self) {
+        self.home_only.store(true, Ordering::SeqCst);
+    }
+
+    /// Takes events of an `epoll` set that are there, as many as there is room for; how many.
+    ///
+    /// # Errors
+    /// As `epoll_wait(2)`.
+    ///
+    /// # Safety
+    /// The places must be valid for writes until it returns.
+    pub unsafe fn events(&self, places: &[libc::iovec]) -> Result<usize, Errno> {
+        let room: usize = places.iter().map(|place| place.iov_len).sum();
+        let mut events = vec![libc::epoll_event { events: 0, u64: 0 }; room / size_of::<libc::epoll_event>()];
+        let most = libc::c_int::try_from(events.len()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: the kernel writes at most so many events.
+        let got = unsafe { libc::epoll_wait(self.file.as_raw_fd(), events.as_mut_ptr(), most, 0) };
+        let count = Errno::result(got)? as usize;
+        let mut from = events.as_ptr().cast::<u8>();
+        let mut left = count * size_of::<libc::epoll_event>();
+        for place in places {
+            let length = place.iov_len.min(left);
+            // SAFETY: `left` bytes of the events are left, and the place has as many, as the caller promises.
+            unsafe {
+                std::ptr::copy_nonoverlapping(from, place.iov_base.cast(), length);
+                from = from.add(length);
+            }
+            left -= length;
+        }
+        Ok(count)
     }
 
     /// What kind of file it is.
@@ -118,6 +160,7 @@ impl HandedFile {
     fn flags(&self) -> Result<libc::c_int, Errno> {
         match self.kind {
             Kind::Device => Ok(0),
+            Kind::Event | Kind::Epoll => Err(Errno::EOPNOTSUPP),
             _ if self.says_when_waiting.load(Ordering::Relaxed) => Ok(libc::RWF_NOWAIT),
             _ => Err(Errno::EOPNOTSUPP),
         }
@@ -172,15 +215,18 @@ impl HandedFile {
         Ok(bytes)
     }
 
-    /// Waits until it may be read or written, or `wake` becomes readable.
+    /// Waits until it may be read or written, `wake` becomes readable, or the time is over.
     ///
     /// # Errors
     /// As `poll(2)`.
-    pub fn wait(&self, events: i16, wake: BorrowedFd<'_>) -> io::Result<()> {
+    pub fn wait(&self, events: i16, wake: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<()> {
         let poll = |fd: BorrowedFd<'_>, events| libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
         let mut polled = [poll(self.file.as_fd(), events), poll(wake, libc::POLLIN)];
-        // SAFETY: the kernel reads and writes two `pollfd`.
-        match Errno::result(unsafe { libc::poll(polled.as_mut_ptr(), 2, -1) }) {
+        let timeout = timeout.map(TimeSpec::from_duration);
+        let until =
+            timeout.as_ref().map_or(std::ptr::null(), |time| std::ptr::from_ref::<libc::timespec>(time.as_ref()));
+        // SAFETY: the kernel reads and writes two `pollfd`, and reads the time, if there is one.
+        match Errno::result(unsafe { libc::ppoll(polled.as_mut_ptr(), 2, until, std::ptr::null()) }) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno.into()),
         }

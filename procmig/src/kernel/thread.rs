@@ -16,6 +16,7 @@ use crate::wire::usage::Usage;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// A thread's signal state.
 #[derive(Debug, Clone, Default)]
@@ -178,12 +179,13 @@ impl Thread {
         self.attention.load(Ordering::SeqCst)
     }
 
-    /// Waits until `file` may be read or written, or something is to be looked at; whether it is ready.
+    /// Waits until `file` may be read or written, the time is over, or something is to be looked at; `false`
+    /// if that.
     ///
     /// # Errors
     /// If no descriptor is left to wait with.
-    pub fn wait_for(&self, file: &HandedFile, events: i16) -> io::Result<bool> {
-        self.waiter.wait(|wake| file.wait(events, wake), || self.has_attention())
+    pub fn wait_for(&self, file: &HandedFile, events: i16, timeout: Option<Duration>) -> io::Result<bool> {
+        self.waiter.wait(|wake| file.wait(events, wake, timeout), || self.has_attention())
     }
 
     /// Declares that the call `seq` is about to be sent; `false` if something is to be looked at first.

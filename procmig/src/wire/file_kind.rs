@@ -5,7 +5,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use nix::sys::stat::{fstat, major, minor};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// What kind of file it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,10 @@ pub enum Kind {
     Pipe,
     /// A stream socket.
     Socket,
+    /// An `eventfd`, which is handed over to be known: it is read and written at home.
+    Event,
+    /// An `epoll` set.
+    Epoll,
     /// A memory device, such as `/dev/null`: never waits.
     Device,
 }
@@ -47,6 +51,12 @@ pub fn of(file: BorrowedFd<'_>) -> Option<Kind> {
             let never_waits = NEVER_WAITING.contains(&minor(device));
             (major(device) == MEMORY_DEVICES && never_waits).then_some(Kind::Device)
         }
+        // What has no name in any file system.
+        0 => match std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?.to_str()? {
+            "anon_inode:[eventfd]" => Some(Kind::Event),
+            "anon_inode:[eventpoll]" => Some(Kind::Epoll),
+            _ => None,
+        },
         _ => None,
     }
 }

@@ -1,7 +1,7 @@
 //! Calls on files at hand that need not wait.
 
 use super::super::handed::HandedFile;
-use super::super::syscalls::Manner;
+use super::super::syscalls::{Manner, epoll_room};
 use super::super::thread::Thread;
 use crate::mm::{Access, AddressSpace, Part};
 use crate::wire::file_kind::Kind;
@@ -26,6 +26,11 @@ pub fn serve(thread: &Thread, space: &AddressSpace, call: &PostedCall) -> Option
     let process = &thread.process;
     let PostedCall { number, arguments } = call;
     let file = process.descriptors.file(arguments[0] as i32)?;
+    if matches!(i64::from(*number), libc::SYS_epoll_wait | libc::SYS_epoll_pwait) {
+        let answer = events(&file, space, *number, arguments);
+        thread.tally.exitless_local_calls.add(answer.is_some().into());
+        return answer;
+    }
     let alone = process.is_single_threaded();
     let manner = Manner::of(&file, (*number).into(), arguments)?;
     let transfer = |way, parts| transfer(&file, space, alone, way, parts, manner.at);
@@ -78,6 +83,19 @@ fn vector(space: &AddressSpace, arguments: &[u64; 6]) -> Option<Vec<Part>> {
 fn status(file: &HandedFile, space: &AddressSpace, at: u64) -> Option<Answer> {
     let bytes = file.status().ok()?;
     space.write_present(at, &bytes).then_some(Answer::Value(0))
+}
+
+/// Events of a set that are there already.
+fn events(set: &HandedFile, space: &AddressSpace, number: u32, arguments: &[u64; 6]) -> Option<Answer> {
+    let has_mask = i64::from(number) == libc::SYS_epoll_pwait && arguments[4] != 0;
+    if set.kind() != Kind::Epoll || set.is_home_only() || has_mask {
+        return None;
+    }
+    let room = epoll_room(arguments)?;
+    // SAFETY: the places are valid while the memory is held.
+    let count = space.with_present(&[room], Access::Write, |places| unsafe { set.events(places) })?.ok()?;
+    let is_over = count > 0 || arguments[3] as i32 == 0;
+    is_over.then_some(Answer::Value(count as i64))
 }
 
 /// Moves bytes once. What moves only a part of what was asked for, where the rest may follow, is left to

@@ -108,6 +108,7 @@ fn is_plain(caller: &Caller, number: u32, arguments: &[u64; 6]) -> bool {
         | libc::SYS_fstat
         | libc::SYS_ioctl => return caller.thread.process.descriptors.is_home(arguments[0] as i32),
         libc::SYS_read | libc::SYS_pread64 | libc::SYS_readv | libc::SYS_recvfrom => return false,
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => return false,
         _ => return true,
     };
     let mut head = [0; 6];

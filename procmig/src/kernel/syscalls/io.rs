@@ -3,7 +3,7 @@
 use super::forward::{self, Opened};
 use super::{CallResult, Outcome};
 use crate::kernel::deliver::RestartKind;
-use crate::kernel::descriptors::{Change, Found};
+use crate::kernel::descriptors::{Change, Found, Ticket};
 use crate::kernel::guest::{GuestThread, failure};
 use crate::kernel::handed::HandedFile;
 use crate::kernel::lock;
@@ -48,6 +48,8 @@ impl Manner {
     /// Of a call on a file that is here; `None` if that is home's to judge.
     pub fn of(file: &HandedFile, nr: i64, args: &[u64; 6]) -> Option<Self> {
         match nr {
+            // They cannot say that they would have to wait, or cannot be read at all.
+            _ if matches!(file.kind(), Kind::Event | Kind::Epoll) => None,
             libc::SYS_pread64 | libc::SYS_pwrite64 => {
                 let at = i64::try_from(args[3]).ok()?;
                 (file.kind() == Kind::Regular).then_some(Self { at: Some(at), ..Self::default() })
@@ -170,18 +172,28 @@ pub fn may_take_over(process: &Process) -> bool {
 }
 
 /// The file of a descriptor that is here, or that the deputy hands over.
-fn file(guest: &mut GuestThread, fd: i32) -> Option<Arc<HandedFile>> {
-    let ticket = match guest.process.descriptors.find(fd) {
-        Found::File(file) => return Some(file),
-        Found::Forward => return None,
-        Found::Ask(ticket) => ticket,
-    };
+pub fn file(guest: &mut GuestThread, fd: i32) -> Option<Arc<HandedFile>> {
+    match guest.process.descriptors.find(fd) {
+        Found::File(file) => Some(file),
+        Found::Forward => None,
+        Found::Ask(ticket) => hand_over(guest, ticket, fd),
+    }
+}
+
+/// Has the deputy hand over the file of a descriptor that has not been used yet.
+pub fn ask(guest: &mut GuestThread, fd: i32) -> Option<Arc<HandedFile>> {
+    let ticket = guest.process.descriptors.ticket()?;
+    hand_over(guest, ticket, fd)
+}
+
+fn hand_over(guest: &mut GuestThread, ticket: Ticket, fd: i32) -> Option<Arc<HandedFile>> {
     if !may_take_over(&guest.process) {
         return None;
     }
     let reply = guest.op(&Op::HandOver { fd }).ok()?;
     let passed = if reply.ret == 0 { reply.descriptors.into_iter().next() } else { None };
-    let file = passed.and_then(HandedFile::new).map(Arc::new);
+    // What is in a set is known only of those that were here from the start.
+    let file = passed.and_then(HandedFile::new).filter(|file| file.kind() != Kind::Epoll).map(Arc::new);
     guest.process.descriptors.keep(ticket, fd, file.clone());
     file
 }
@@ -263,7 +275,7 @@ fn read(
             Err(Errno::EAGAIN) if manner.never_waits || file.is_nonblocking() => {
                 return Some(Err(Errno::EAGAIN).into());
             }
-            Err(Errno::EAGAIN) if file.waits_forever() => match guest.thread.wait_for(file, libc::POLLIN) {
+            Err(Errno::EAGAIN) if file.waits_forever() => match guest.thread.wait_for(file, libc::POLLIN, None) {
                 Ok(true) => {}
                 Ok(false) => return Some(Outcome::Restart(RestartKind::IfAsked)),
                 Err(_) => return None,
@@ -319,7 +331,7 @@ fn write(
                 return Some(if done > 0 { Outcome::Return(done as i64) } else { Err(Errno::EPIPE).into() });
             }
             Ok(Err(Errno::EAGAIN)) if file.waits_forever() && !manner.never_waits && !file.is_nonblocking() => {
-                match guest.thread.wait_for(file, libc::POLLOUT) {
+                match guest.thread.wait_for(file, libc::POLLOUT, None) {
                     Ok(true) => {}
                     _ if done > 0 => break,
                     Ok(false) => return Some(Outcome::Restart(RestartKind::IfAsked)),

@@ -1,5 +1,6 @@
 //! System calls: served here, forwarded home, or refused, as the table says.
 
+mod epoll;
 mod forward;
 pub mod futex;
 mod info;
@@ -15,6 +16,7 @@ mod sleep;
 mod time;
 mod waiting;
 
+pub use epoll::room as epoll_room;
 pub use forward::{blocked_bits, forward_with_path};
 pub use info::random_bytes;
 pub use io::{Manner, closes_unseen, may_take_over};
@@ -159,6 +161,14 @@ fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -
         libc::SYS_sched_get_priority_max | libc::SYS_sched_get_priority_min => {
             scheduling::priority(args, number == libc::SYS_sched_get_priority_max).into()
         }
+        libc::SYS_epoll_ctl => return epoll::control(guest, cpu, nr as u32, args),
+        // Only `epoll_pwait` has a mask.
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait if number == libc::SYS_epoll_wait || args[4] == 0 => {
+            match epoll::wait(guest, cpu, args) {
+                Some(outcome) => outcome,
+                None => return forward::forward(guest, cpu, nr as u32, args),
+            }
+        }
         libc::SYS_ppoll | libc::SYS_pselect6 | libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2 => {
             return masks::with_mask(guest, cpu, nr as u32, args);
         }
@@ -180,7 +190,12 @@ fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -
         libc::SYS_close | libc::SYS_dup2 | libc::SYS_dup3 | libc::SYS_close_range => {
             return io::change(guest, cpu, number, args);
         }
-        libc::SYS_creat => return io::open(guest, cpu, nr as u32, args),
+        libc::SYS_creat
+        | libc::SYS_accept
+        | libc::SYS_accept4
+        | libc::SYS_socket
+        | libc::SYS_epoll_create
+        | libc::SYS_epoll_create1 => return io::open(guest, cpu, nr as u32, args),
         libc::SYS_open | libc::SYS_openat | libc::SYS_openat2 => match proc_files::serve(guest, cpu, number, args) {
             Some(outcome) => outcome,
             None => return io::open(guest, cpu, nr as u32, args),
