@@ -16,10 +16,10 @@ use std::path::PathBuf;
 /// Measure programs in a node beside the same programs without one.
 ///
 /// The two are run in turn, so that what else happens on the machine hits both. The ratio is the
-/// median over the pairs; its smallest and largest are in brackets. Where a run of seconds shall take as
-/// long as the peer's (awk, minisat, memory) values and ratio are those of the lower quartiles, since
-/// what else happens only makes runs longer. It uses a host and a node of its own, which are gone when
-/// it ends.
+/// median over the pairs; its smallest and largest are in brackets. Where a program shall be as fast
+/// as natively (awk, minisat, memory) values and ratio are the means of the lowest tenths of many short
+/// runs, since what else happens only makes runs longer. It uses a host and a node of its own, which are
+/// gone when it ends.
 #[derive(Debug, Args)]
 #[command(after_help = format!("EXAMPLE\n  skein bench\n  skein bench --quick awk launch\n  skein bench --json bench.json\n\n{STATUSES} (a missed goal is no failure)"))]
 pub struct BenchArgs {

@@ -1,4 +1,4 @@
-//! Medians and spreads.
+//! Medians, lowest tenths and spreads.
 
 use serde::Serialize;
 
@@ -7,8 +7,8 @@ use serde::Serialize;
 pub struct Spread {
     /// The median.
     pub median: f64,
-    /// The lower quartile.
-    pub quarter: f64,
+    /// The mean of the lowest tenth of the values, rounded down; of one at least.
+    pub tenth: f64,
     /// The smallest.
     pub min: f64,
     /// The largest.
@@ -23,8 +23,9 @@ impl Spread {
         let (min, max) = (*values.first()?, *values.last()?);
         let middle = values.len() / 2;
         let median = if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
-        let quarter = values[(values.len() - 1) / 4];
-        Some(Self { median, quarter, min, max })
+        let lowest = &values[..(values.len() / 10).max(1)];
+        let tenth = lowest.iter().sum::<f64>() / lowest.len() as f64;
+        Some(Self { median, tenth, min, max })
     }
 }
 
@@ -57,10 +58,15 @@ mod tests {
 
     #[test]
     fn the_median_is_the_middle() {
-        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, quarter: 1.0, min: 1.0, max: 3.0 }));
+        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Some(Spread { median: 2.0, tenth: 1.0, min: 1.0, max: 3.0 }));
         assert_eq!(Spread::of([4.0, 1.0]).unwrap().median, 2.5);
-        assert_eq!(Spread::of([9.0, 2.0, 1.0, 8.0, 3.0]).unwrap().quarter, 2.0);
         assert_eq!(Spread::of([]), None);
+    }
+
+    #[test]
+    fn the_lowest_tenth_has_a_mean() {
+        let down = |count: u32| Spread::of((0..count).rev().map(f64::from)).unwrap().tenth;
+        assert_eq!((down(1), down(19), down(20), down(31), down(100)), (0.0, 0.0, 0.5, 1.0, 4.5));
     }
 
     #[test]
