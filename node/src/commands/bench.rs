@@ -1,8 +1,18 @@
 //! `skein bench`: how fast it is, beside native in the same run.
 
+mod calls;
 mod cases;
+mod costs;
+mod files;
 pub mod guest;
+mod memory;
+mod processes;
+mod programs;
+mod project;
 mod report;
+mod servers;
+mod setting;
+mod starts;
 mod stats;
 
 use crate::cli::STATUSES;
@@ -45,7 +55,7 @@ pub fn main(args: BenchArgs) -> anyhow::Result<()> {
     }
     let chosen = choose(&args.names)?;
     let sandbox = Sandbox::start()?;
-    let bench = cases::Bench::new(sandbox, args.quick)?;
+    let bench = setting::Bench::new(sandbox, args.quick)?;
     let mut rows: Vec<Row> = Vec::new();
     let mut interrupted = Ok(());
     for case in chosen {

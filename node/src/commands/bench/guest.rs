@@ -1,14 +1,20 @@
 //! The hidden `skein bench-guest`: one loop, run natively and in a node, that prints nanoseconds
 //! per operation.
 
+mod files;
+mod memory;
+mod processes;
+
 use super::stats::Spread;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-
 use std::convert::Infallible;
 use std::hint::black_box;
 use std::io::{Read, Write};
+use std::path::Path;
 use std::time::Instant;
+
+pub use memory::PAGE;
 
 /// Bytes of a forwarded call's request and reply without arguments.
 pub const REQUEST: usize = procmig::wire::call::RequestHeader::SIZE;
@@ -22,38 +28,89 @@ pub enum Loop {
     MemoryRandom,
     /// Loads of 8 bytes one after the other
     MemoryStream,
+    /// First writes to the pages of new memory
+    Touch,
     /// A system call that a node serves itself
     Sigprocmask,
+    /// The clock, read by the C library
+    Clock,
+    /// The process's ID
+    Getpid,
+    /// The thread's ID
+    Gettid,
     /// A system call that a node forwards
     Getppid,
+    /// Reads of the file `--path`, in blocks of `--bytes`
+    Read,
+    /// Writes to the file `--path`, in blocks of `--bytes`
+    Write,
+    /// Reads of blocks of `--bytes` from a pipe into which a child writes them
+    Pipe,
+    /// Writes blocks of `--bytes` to standard output as long as somebody reads them
+    Pour,
+    /// Forks of a process with `--bytes` of memory
+    Fork,
+    /// Starts of /bin/true
+    Spawn,
     /// Answers requests on standard input, a socket, until it ends
     Echo,
 }
 
 /// Arguments of `skein bench-guest`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct GuestArgs {
     /// Which loop
     #[arg(value_enum)]
-    which: Loop,
-    /// Size of the memory; a power of two
+    pub which: Loop,
+    /// Size of the memory or of a block; of memory that is read, a power of two
     #[arg(long, default_value_t = 1 << 30)]
-    bytes: usize,
+    pub bytes: usize,
+    /// The file
+    #[arg(long, default_value = "")]
+    pub path: String,
     /// How many operations
     #[arg(long, default_value_t = 10_000)]
-    count: u64,
+    pub count: u64,
+}
+
+impl GuestArgs {
+    /// So many operations.
+    pub fn new(which: Loop, count: u64) -> Self {
+        Self { which, bytes: 0, path: String::new(), count }
+    }
+
+    /// As one types them.
+    pub fn as_arguments(&self) -> Vec<String> {
+        let which = self.which.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned());
+        let options = [("--bytes", self.bytes.to_string()), ("--path", self.path.clone())];
+        let options = options.into_iter().chain([("--count", self.count.to_string())]);
+        std::iter::once(which).chain(options.flat_map(|(name, value)| [name.to_owned(), value])).collect()
+    }
 }
 
 /// Runs the loop.
 pub fn main(args: GuestArgs) -> anyhow::Result<()> {
     let nanos = match args.which {
-        Loop::MemoryRandom => random(&memory(args.bytes)?, args.count),
-        Loop::MemoryStream => stream(&memory(args.bytes)?, args.count),
+        Loop::MemoryRandom => memory::random(&memory::filled(args.bytes)?, args.count),
+        Loop::MemoryStream => memory::stream(&memory::filled(args.bytes)?, args.count),
+        Loop::Touch => memory::touch(args.bytes, args.count)?,
         Loop::Sigprocmask => always(args.count, || {
             let mut old = 0u64;
             // SAFETY: no new set is given, and `old` has the size that the last argument says.
             unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, 0usize, &raw mut old, 8usize) }
         }),
+        Loop::Clock => {
+            nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).context("there is no clock")?;
+            always(args.count, || nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC))
+        }
+        Loop::Getpid => always(args.count, std::process::id),
+        Loop::Gettid => always(args.count, nix::unistd::gettid),
+        Loop::Read => files::read(Path::new(&args.path), args.bytes, args.count)?,
+        Loop::Write => files::write(Path::new(&args.path), args.bytes, args.count)?,
+        Loop::Pipe => files::pipe(args.bytes, args.count)?,
+        Loop::Pour => return files::pour(args.bytes),
+        Loop::Fork => processes::forked(args.bytes, args.count)?,
+        Loop::Spawn => processes::spawned(args.count)?,
         // SAFETY: it takes no argument and cannot fail.
         Loop::Getppid => always(args.count, || unsafe { libc::syscall(libc::SYS_getppid) }),
         Loop::Echo => return echo(),
@@ -64,14 +121,28 @@ pub fn main(args: GuestArgs) -> anyhow::Result<()> {
 /// Most batches that a loop is measured in.
 const BATCHES: u64 = 51;
 
+/// Operations of a batch.
+fn batch(count: u64) -> u64 {
+    count.div_ceil(BATCHES).max(1)
+}
+
+/// Operations that are made first and not timed: they fill caches, and in a node its tables.
+fn untimed(count: u64) -> u64 {
+    count / 20 + 1
+}
+
+/// How many operations [`timed`] makes where so many are asked for.
+pub fn operations(count: u64) -> u64 {
+    untimed(count) + count.div_ceil(batch(count)).max(1) * batch(count)
+}
+
 /// Nanoseconds of an operation: the median over batches, so that other programs of the machine,
 /// which take the CPU away now and then, do not show.
 pub fn timed<T, E>(count: u64, mut operation: impl FnMut() -> Result<T, E>) -> Result<f64, E> {
-    // The first calls fill caches, and in a node its tables.
-    for _ in 0..count / 20 + 1 {
+    for _ in 0..untimed(count) {
         black_box(operation()?);
     }
-    let batch = count.div_ceil(BATCHES).max(1);
+    let batch = batch(count);
     let mut times = Vec::new();
     for _ in 0..count.div_ceil(batch).max(1) {
         let started = Instant::now();
@@ -80,60 +151,16 @@ pub fn timed<T, E>(count: u64, mut operation: impl FnMut() -> Result<T, E>) -> R
         }
         times.push(started.elapsed().as_nanos() as f64 / batch as f64);
     }
-    Ok(Spread::of(times).map_or(0.0, |spread| spread.median))
+    Ok(median(times))
+}
+
+fn median(values: Vec<f64>) -> f64 {
+    Spread::of(values).map_or(0.0, |spread| spread.median)
 }
 
 fn always<T>(count: u64, mut operation: impl FnMut() -> T) -> f64 {
     let Ok(nanos) = timed(count, || Ok::<T, Infallible>(operation()));
     nanos
-}
-
-/// Memory with a different number in each word, so that each page is its own.
-fn memory(bytes: usize) -> anyhow::Result<Vec<u64>> {
-    let words = bytes / 8;
-    anyhow::ensure!(words.is_power_of_two(), "--bytes must be a power of two");
-    let mut memory = Vec::new();
-    memory.try_reserve_exact(words).context("too little memory; use a smaller --bytes")?;
-    ask_for_huge_pages(memory.spare_capacity_mut());
-    let mut state = 1u64;
-    memory.extend((0..words).map(|_| step(&mut state)));
-    Ok(memory)
-}
-
-/// A node gets huge pages from its host for large areas of its programs; a program by itself may
-/// have to ask. With both on huge pages it is the access that is compared, not the page size.
-fn ask_for_huge_pages<T>(memory: &mut [T]) {
-    const PAGE: usize = 4096;
-    let start = memory.as_ptr() as usize;
-    let (first, end) = (start.next_multiple_of(PAGE), (start + size_of_val(memory)) & !(PAGE - 1));
-    if first < end {
-        // SAFETY: whole pages of memory that is ours; the advice changes nothing that is in them.
-        // Where it is refused both sides do without.
-        unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
-    }
-}
-
-/// Knuth's MMIX generator.
-fn step(state: &mut u64) -> u64 {
-    *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-    *state
-}
-
-fn random(memory: &[u64], count: u64) -> f64 {
-    let mask = memory.len() as u64 - 1;
-    let mut state = 7u64;
-    let mut last = 0u64;
-    always(count, || {
-        // The place depends on what was loaded last: no two loads overlap.
-        let place = (step(&mut state) >> 20) ^ last;
-        last = memory[(place & mask) as usize];
-        last
-    })
-}
-
-fn stream(memory: &[u64], rounds: u64) -> f64 {
-    let sum = || memory.iter().fold(0u64, |sum, word| sum.wrapping_add(*word));
-    always(rounds, || black_box(sum())) / memory.len() as f64
 }
 
 fn echo() -> anyhow::Result<()> {
@@ -151,10 +178,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_loop_gives_a_time() {
-        let memory = memory(1 << 16).unwrap();
-        assert!(random(&memory, 1000) > 0.0);
-        assert!(stream(&memory, 3) > 0.0);
-        assert!(super::memory(1000).is_err());
+    fn operations_are_counted_as_they_are_made() {
+        for count in [1, 20, 51, 1000] {
+            let mut made = 0;
+            always(count, || made += 1);
+            assert_eq!(made, operations(count));
+        }
     }
 }

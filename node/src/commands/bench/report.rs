@@ -1,6 +1,6 @@
 //! What a benchmark gives, and how it is shown.
 
-use super::cases::Bench;
+use super::setting::Bench;
 use super::stats::Spread;
 use crate::table::{Align, Table};
 use serde::Serialize;
@@ -32,6 +32,8 @@ pub enum Goal {
     Floor(f64),
     /// At most this value, in the median.
     Value(f64),
+    /// None: what it is is told.
+    None,
 }
 
 /// What was measured.
@@ -73,6 +75,12 @@ impl Outcome {
         Self { note: Some(note), ..self }
     }
 
+    /// The same with a remark before the one that it has.
+    pub fn with_remark(self, remark: String) -> Self {
+        let note = self.note.map_or(remark.clone(), |note| format!("{remark}; {note}"));
+        Self { note: Some(note), ..self }
+    }
+
     /// Nothing, and why.
     pub fn none(why: String) -> Self {
         Self { note: Some(why), ..Self::default() }
@@ -98,6 +106,7 @@ impl Row {
             Goal::Ratio(most) => outcome.ratio.map(|ratio| ratio.median <= most),
             Goal::Floor(most) => outcome.floor().map(|ratio| ratio <= most),
             Goal::Value(most) => outcome.skein.map(|value| value.median <= most),
+            Goal::None => None,
         };
         Self { name: case.name, what: case.what, unit: case.unit, goal: case.goal, met, outcome }
     }
@@ -120,7 +129,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// As a table.
+    /// As a table, and a second one of remarks.
     pub fn render(&self) -> String {
         let mut table = Table::new(&[
             ("NAME", Align::Left),
@@ -136,7 +145,7 @@ impl Report {
             let value = |spread: Option<Spread>| {
                 let typical = |spread: Spread| match row.goal {
                     Goal::Floor(_) => spread.tenth,
-                    Goal::Ratio(_) | Goal::Value(_) => spread.median,
+                    Goal::Ratio(_) | Goal::Value(_) | Goal::None => spread.median,
                 };
                 spread.map_or("-".to_owned(), |spread| number(typical(spread)))
             };
@@ -152,20 +161,24 @@ impl Report {
                     }
                     (Some(ratio), _) => format!("{:.3} [{:.3}..{:.3}]", ratio.median, ratio.min, ratio.max),
                     (None, Goal::Ratio(_) | Goal::Floor(_)) => "not measured".to_owned(),
-                    (None, Goal::Value(_)) => "-".to_owned(),
+                    (None, Goal::Value(_) | Goal::None) => "-".to_owned(),
                 },
                 match row.goal {
                     Goal::Ratio(most) | Goal::Floor(most) => format!("<= {most}"),
                     Goal::Value(most) => format!("<= {most} {}", row.unit),
+                    Goal::None => "-".to_owned(),
                 },
                 row.met.map_or("-", |met| if met { "yes" } else { "NO" }).to_owned(),
-                match &row.outcome.note {
-                    Some(note) => format!("{} ({note})", row.what),
-                    None => row.what.to_owned(),
-                },
+                row.what.to_owned(),
             ]);
         }
-        table.render()
+        let mut remarks = Table::new(&[("NAME", Align::Left), ("REMARK", Align::Left)]);
+        let noted: Vec<_> = self.rows.iter().filter_map(|row| Some((row.name, row.outcome.note.clone()?))).collect();
+        if noted.is_empty() {
+            return table.render();
+        }
+        noted.into_iter().for_each(|(name, note)| remarks.row(vec![name.to_owned(), note]));
+        format!("{}\n{}", table.render(), remarks.render())
     }
 }
 
@@ -198,6 +211,18 @@ mod tests {
         assert_eq!((row.met, row.failed()), (None, true));
         let case = Case { goal: Goal::Value(2.0), ..case };
         assert_eq!(Row::new(&case, Outcome::alone(&[3.0])).met, Some(false));
+    }
+
+    #[test]
+    fn without_a_goal_none_is_missed() {
+        let case = Case { name: "n", what: "w", unit: "s", goal: Goal::None, run: nothing };
+        let row = Row::new(&case, Outcome::of(&[(1.0, 30.0)]).with_note("b".into()).with_remark("a".into()));
+        assert_eq!((row.met, row.failed()), (None, false));
+        assert_eq!(serde_json::to_value(&row).unwrap()["goal"], "none");
+        let report = Report { version: "0", quick: false, rows: vec![row] }.render();
+        let line: Vec<&str> = report.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!(line, ["n", "1.000", "30.0", "s", "30.000", "[30.000..30.000]", "-", "-", "w"]);
+        assert!(report.ends_with("\nNAME  REMARK\nn     a; b\n"), "{report}");
     }
 
     #[test]

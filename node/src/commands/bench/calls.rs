@@ -1,0 +1,63 @@
+//! Calls that move nothing.
+
+use super::guest::{GuestArgs, Loop, REPLY, REQUEST, timed};
+use super::report::Outcome;
+use super::setting::Bench;
+use super::stats::pairs;
+use crate::measured;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+
+/// A call that the node serves.
+pub fn local_call(bench: &Bench) -> anyhow::Result<Outcome> {
+    let count = bench.pick(20_000, 5_000);
+    let pairs = pairs(bench.pick(11, 3), measured::bare_exit_nanos, || {
+        bench.guest_nanos(&GuestArgs::new(Loop::Sigprocmask, count))
+    })?;
+    Ok(Outcome::of(&pairs))
+}
+
+/// A call that home serves.
+pub fn forwarded_call(bench: &Bench) -> anyhow::Result<Outcome> {
+    let count = bench.pick(10_000, 3_000);
+    let parts = || Ok(measured::bare_exit_nanos()? + round_trip(bench, count)?);
+    let pairs = pairs(bench.pick(11, 3), parts, || bench.guest_nanos(&GuestArgs::new(Loop::Getppid, count)))?;
+    // The scheduler places the two processes of either side as it likes.
+    Ok(Outcome::of(&pairs).with_note("nothing is pinned to a CPU".to_owned()))
+}
+
+/// Nanoseconds of a round trip over a Unix socket to another process, with messages as long as a
+/// forwarded call's.
+pub fn round_trip(bench: &Bench, count: u64) -> anyhow::Result<f64> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let mut peer = bench.sandbox.command("skein")?;
+    let mut peer = peer.args(["bench-guest", "echo"]).stdin(Stdio::from(OwnedFd::from(theirs))).spawn()?;
+    let mut reply = [0; REPLY];
+    let mut once = || (&ours).write_all(&[0; REQUEST]).and_then(|()| (&ours).read_exact(&mut reply));
+    let nanos = timed(count, &mut once)?;
+    drop(ours);
+    peer.wait()?;
+    Ok(nanos)
+}
+
+/// The clock.
+pub fn clock(bench: &Bench) -> anyhow::Result<Outcome> {
+    cheap(bench, Loop::Clock)
+}
+
+/// The process's ID.
+pub fn getpid(bench: &Bench) -> anyhow::Result<Outcome> {
+    cheap(bench, Loop::Getpid)
+}
+
+/// The thread's ID.
+pub fn gettid(bench: &Bench) -> anyhow::Result<Outcome> {
+    cheap(bench, Loop::Gettid)
+}
+
+/// What is so cheap that an exit would be most of it.
+fn cheap(bench: &Bench, which: Loop) -> anyhow::Result<Outcome> {
+    bench.beside(bench.pick(11, 3), 1.0, &GuestArgs::new(which, bench.pick(20_000, 5_000)), |_, _| None)
+}
