@@ -94,6 +94,45 @@ fn taking_100_mib_in_small_pieces() {
     check(&[path(&program), "100"], &Budget { exits: 545, edits: 9, round_trips: 12, bytes: (1250, 640) });
 }
 
+/// A fault for each 2 MiB, and no more.
+#[test]
+fn touching_256_mib_first() {
+    let program = compile("hog", Linking::Dynamic);
+    let budget = Budget { exits: 185, edits: 9, round_trips: 13, bytes: (1450, 800) };
+    check(&[path(&program), "once", "256"], &budget);
+}
+
+/// What the host does for it cannot be seen from the node: a fault of the VMM's for each huge page, where
+/// the host has them, and not for each of the 65,536 small ones.
+#[test]
+fn the_host_backs_what_is_touched_first_with_huge_pages() {
+    let Some(host) = host() else { return };
+    let modes = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+    if !modes.contains("[always]") && !modes.contains("[madvise]") {
+        eprintln!("not run: this host has no huge pages for memory");
+        return;
+    }
+    // Nobody else's faults are counted in a node of its own.
+    let launched = host.skein(&["node", "launch", "--name", "touched", "--json"]).expect("a node");
+    let launched: Value = serde_json::from_str(&launched).expect("JSON");
+    let pid = launched["pid"].as_u64().unwrap_or_else(|| panic!("no pid in {launched}"));
+    let faults = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the node's state");
+        let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
+        // The tenth of all is the number of faults without input; the first two are the ID and the name.
+        fields[10 - 3].parse::<u64>().expect("a number")
+    };
+    let program = compile("hog", Linking::Dynamic);
+    let before = faults();
+    counted(host, &["--node", "touched", path(&program), "once", "256"]);
+    let used = faults() - before;
+    host.skein(&["node", "stop", "touched"]).expect("it stops");
+    println!("faults of the host: {used}");
+    assert!(used > 0, "faults of the host were not counted");
+    // Where memory is in pieces some of the blocks may get none.
+    assert!(used < 65_536 / 4, "the host took {used} faults for 256 MiB");
+}
+
 /// How many calls come without an exit depends on whether another CPU is free: one run must find one.
 #[test]
 fn many_short_reads_come_without_exits() {
