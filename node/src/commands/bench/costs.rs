@@ -16,6 +16,8 @@ pub struct Counts {
     pub faults: f64,
     /// Requests to the deputy that were waited for.
     pub round_trips: f64,
+    /// System calls that were served without an exit.
+    pub exitless: f64,
 }
 
 impl Counts {
@@ -27,7 +29,12 @@ impl Counts {
             value[of][name].as_f64().with_context(|| format!("mosrun --stats does not tell {name}"))
         };
         let sum = |name: &str| Ok::<f64, anyhow::Error>(number("own", name)? + number("children", name)?);
-        Ok(Self { exits: sum("exits")?, faults: sum("faults")?, round_trips: sum("round_trips")? })
+        Ok(Self {
+            exits: sum("exits")?,
+            faults: sum("faults")?,
+            round_trips: sum("round_trips")?,
+            exitless: sum("exitless_calls")?,
+        })
     }
 
     /// What is more than in another.
@@ -37,6 +44,7 @@ impl Counts {
             exits: less(self.exits, other.exits),
             faults: less(self.faults, other.faults),
             round_trips: less(self.round_trips, other.round_trips),
+            exitless: less(self.exitless, other.exitless),
         }
     }
 
@@ -46,6 +54,7 @@ impl Counts {
             exits: self.exits / operations,
             faults: self.faults / operations,
             round_trips: self.round_trips / operations,
+            exitless: self.exitless / operations,
         }
     }
 }
@@ -86,6 +95,9 @@ impl Costs {
         } else {
             parts.push("no exits".to_owned());
         }
+        if is_some(counts.exitless) {
+            parts.push(format!("{} calls without an exit", number(counts.exitless)));
+        }
         if is_some(counts.round_trips) {
             parts.push(format!(
                 "{} round trips home {}",
@@ -101,10 +113,11 @@ impl Costs {
     pub fn total(&self, counts: &Counts) -> String {
         let seconds = |nanos: f64| nanos / 1e9;
         format!(
-            "{:.0} exits ({:.0} for faults), bare {:.3} s; {:.0} round trips home, {:.3} s",
+            "{:.0} exits ({:.0} for faults), bare {:.3} s; {:.0} calls without; {:.0} round trips home, {:.3} s",
             counts.exits,
             counts.faults,
             seconds(counts.exits * self.exit),
+            counts.exitless,
             counts.round_trips,
             seconds(counts.round_trips * self.round_trip)
         )
@@ -133,20 +146,21 @@ mod tests {
     #[test]
     fn parts_have_their_shares() {
         let costs = Costs { exit: 20.0, round_trip: 30.0 };
-        let counts = Counts { exits: 2.0, faults: 0.0, round_trips: 1.0 };
+        let counts = Counts { exits: 2.0, faults: 0.0, round_trips: 1.0, exitless: 0.0 };
         assert_eq!(costs.bound(&counts, 10.0, 100.0), "2.00 exits 40%, 1.00 round trips home 30%, as native 10%");
-        let counts = Counts { exits: 0.0001, faults: 0.0, round_trips: 0.0 };
-        assert_eq!(costs.bound(&counts, 50.0, 100.0), "no exits, as native 50%");
+        let counts = Counts { exits: 0.0001, faults: 0.0, round_trips: 0.0, exitless: 1.0 };
+        assert_eq!(costs.bound(&counts, 50.0, 100.0), "no exits, 1.00 calls without an exit, as native 50%");
     }
 
     #[test]
     fn counts_are_of_all_processes() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("told");
-        let one = |n: u32| serde_json::json!({ "exits": n, "faults": n + 1, "round_trips": n + 2 });
+        let one =
+            |n: u32| serde_json::json!({ "exits": n, "faults": n + 1, "round_trips": n + 2, "exitless_calls": n });
         std::fs::write(&path, serde_json::json!({ "own": one(1), "children": one(10) }).to_string()).unwrap();
         let counts = Counts::read(&path).unwrap();
-        assert_eq!(counts, Counts { exits: 11.0, faults: 13.0, round_trips: 15.0 });
+        assert_eq!(counts, Counts { exits: 11.0, faults: 13.0, round_trips: 15.0, exitless: 11.0 });
         assert_eq!(counts.less(&counts).over(2.0).exits, 0.0);
         std::fs::write(&path, "{}").unwrap();
         assert!(Counts::read(&path).is_err());
