@@ -11,7 +11,7 @@ pub fn random(bench: &Bench) -> anyhow::Result<Outcome> {
 
 /// Accesses one after the other.
 pub fn stream(bench: &Bench) -> anyhow::Result<Outcome> {
-    accesses(bench, Loop::MemoryStream, bench.pick(10, 5))
+    accesses(bench, Loop::MemoryStream, bench.pick(20, 10))
 }
 
 fn accesses(bench: &Bench, which: Loop, count: u64) -> anyhow::Result<Outcome> {

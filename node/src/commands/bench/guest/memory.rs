@@ -1,6 +1,7 @@
 //! Loops over memory.
 
-use super::{always, median};
+use super::super::stats::Spread;
+use super::at_best;
 use anyhow::Context;
 use std::hint::black_box;
 use std::io;
@@ -43,7 +44,7 @@ pub fn random(memory: &[u64], count: u64) -> f64 {
     let mask = memory.len() as u64 - 1;
     let mut state = 7u64;
     let mut last = 0u64;
-    always(count, || {
+    at_best(count, || {
         // The place depends on what was loaded last: no two loads overlap.
         let place = (step(&mut state) >> 20) ^ last;
         last = memory[(place & mask) as usize];
@@ -53,7 +54,7 @@ pub fn random(memory: &[u64], count: u64) -> f64 {
 
 pub fn stream(memory: &[u64], rounds: u64) -> f64 {
     let sum = || memory.iter().fold(0u64, |sum, word| sum.wrapping_add(*word));
-    always(rounds, || black_box(sum())) / memory.len() as f64
+    at_best(rounds, || black_box(sum())) / memory.len() as f64
 }
 
 /// Nanoseconds of the first write to a page of new memory, of which `bytes` are mapped, walked through and
@@ -73,7 +74,7 @@ pub fn touch(bytes: usize, rounds: u64) -> anyhow::Result<f64> {
         }
         times.push(started.elapsed().as_nanos() as f64 / (bytes / PAGE) as f64);
     }
-    Ok(median(times.split_off(1)))
+    Ok(Spread::of(times.split_off(1)).map_or(0.0, |spread| spread.median))
 }
 
 /// New anonymous memory as a program gets it that asks for nothing special; unmapped when dropped.
