@@ -51,12 +51,16 @@ pub(super) const ROWS: &[Row] = &[
     local(38, "setitimer", 3),
     local(39, "getpid", 0),
     forward(40, "sendfile", &[Fd, Fd, InOut(Const(8)), Value]).blocking(),
-    forward(41, "socket", &[Value, Value, Value]),
+    split_forward(41, "socket", &[Value, Value, Value]),
     forward(42, "connect", &[Fd, In(Arg(2)), Value]).blocking(),
-    forward(43, "accept", &[Fd, Out(Deref(2, 128), Length(2)), InOut(Const(4))]).blocking(),
-    forward(44, "sendto", &[Fd, In(Arg(2)), Value, Value, In(Arg(5)), Value]).blocking(),
-    forward(45, "recvfrom", &[Fd, Out(Arg(2), Ret(1)), Value, Value, Out(Deref(5, 128), Length(5)), InOut(Const(4))])
-        .blocking(),
+    split_forward(43, "accept", &[Fd, Out(Deref(2, 128), Length(2)), InOut(Const(4))]).blocking(),
+    split_forward(44, "sendto", &[Fd, In(Arg(2)), Value, Value, In(Arg(5)), Value]).blocking(),
+    split_forward(
+        45,
+        "recvfrom",
+        &[Fd, Out(Arg(2), Ret(1)), Value, Value, Out(Deref(5, 128), Length(5)), InOut(Const(4))],
+    )
+    .blocking(),
     forward(46, "sendmsg", &[Fd, MessageIn, Value]).blocking(),
     forward(47, "recvmsg", &[Fd, MessageOut, Value]).blocking(),
     forward(48, "shutdown", &[Fd, Value]),
