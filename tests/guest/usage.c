@@ -2,6 +2,7 @@
 #include "check.h"
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/time.h>
 #include <sys/times.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -55,6 +56,44 @@ static void own(void)
     OK("own");
 }
 
+static volatile sig_atomic_t alarms;
+
+static void alarmed(int signal)
+{
+    (void)signal;
+    alarms++;
+}
+
+/* What is left of a timer. */
+static double left(int which)
+{
+    struct itimerval now;
+    CHECK(getitimer(which, &now) == 0);
+    return seconds(now.it_value);
+}
+
+static void timers(void)
+{
+    struct itimerval much = { .it_value = { 1000, 0 } }, none = { 0 }, little = { .it_value = { 0, 100000 } };
+    CHECK(setitimer(ITIMER_VIRTUAL, &much, NULL) == 0 && setitimer(ITIMER_PROF, &much, NULL) == 0);
+    struct tms before, after;
+    CHECK(times(&before) != (clock_t)-1);
+    do {
+        for (int i = 0; i < 1000; i++)
+            getppid();
+        CHECK(times(&after) != (clock_t)-1);
+    } while (after.tms_stime < before.tms_stime + 20);
+    /* One counts what the kernel did, the other does not. */
+    CHECK(left(ITIMER_VIRTUAL) - left(ITIMER_PROF) >= 0.1);
+    CHECK(setitimer(ITIMER_PROF, &none, NULL) == 0);
+    CHECK(signal(SIGVTALRM, alarmed) != SIG_ERR && setitimer(ITIMER_VIRTUAL, &little, NULL) == 0);
+    volatile unsigned sink = 0;
+    while (alarms == 0)
+        sink = sink * 31 + 1;
+    CHECK(left(ITIMER_VIRTUAL) == 0);
+    OK("timers of CPU time");
+}
+
 static void children(void)
 {
     const size_t size = 32 << 20;
@@ -106,6 +145,7 @@ static void ignored(void)
 int main(void)
 {
     own();
+    timers();
     children();
     ignored();
     CHECK(getrusage(12345, &(struct rusage){ 0 }) == -1);

@@ -578,6 +578,13 @@ impl Process {
         running + lock(&self.counters.ended).cpu_nanos
     }
 
+    /// Of [`cpu_time`](Self::cpu_time), what was spent in user mode.
+    pub fn user_time(&self) -> u64 {
+        let threads = lock(&self.threads);
+        let running: u64 = threads.iter().map(|thread| thread.user_time()).sum();
+        running + lock(&self.counters.ended).user_nanos()
+    }
+
     /// What its threads have used, ended ones too; children not counted.
     pub fn usage(&self) -> Usage {
         let resident = self.space().map_or(0, |space| space.resident());

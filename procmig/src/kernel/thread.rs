@@ -111,6 +111,11 @@ impl Thread {
         self.host.cpu_time()
     }
 
+    /// CPU time in nanoseconds that was spent in user mode.
+    pub fn user_time(&self) -> u64 {
+        self.cpu_time().saturating_sub(self.host.system_time())
+    }
+
     /// What it has used; no memory, which is the process's.
     pub fn usage(&self) -> Usage {
         let cpu_nanos = self.host.cpu_time();

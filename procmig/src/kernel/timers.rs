@@ -24,6 +24,8 @@ pub enum Counts {
     Time,
     /// CPU time of the process with this PID.
     ProcessCpu(i32),
+    /// CPU time in user mode of the timer's own process.
+    OwnUserTime,
     /// CPU time of the process's own thread with this TID.
     ThreadCpu(i32),
 }
@@ -167,6 +169,7 @@ pub fn count(process: &Process, counts: Counts) -> Option<u64> {
         Counts::Time => Some(monotonic()),
         Counts::ProcessCpu(pid) if pid == process.pid => Some(process.cpu_time()),
         Counts::ProcessCpu(pid) => Some(process.kernel.process(pid)?.cpu_time()),
+        Counts::OwnUserTime => Some(process.user_time()),
         Counts::ThreadCpu(tid) => Some(process.thread(tid)?.cpu_time()),
     }
 }
@@ -243,7 +246,9 @@ impl Timers {
         match notice {
             Notice::None => {}
             // As Linux, which sends it when the time of a running thread is counted.
-            Notice::Process { signal, value } if counts == Counts::ProcessCpu(process.pid) => {
+            Notice::Process { signal, value }
+                if matches!(counts, Counts::OwnUserTime) || counts == Counts::ProcessCpu(process.pid) =>
+            {
                 process.post_preferring(make(signal, value), process.charge().as_ref());
             }
             Notice::Process { signal, value } => {

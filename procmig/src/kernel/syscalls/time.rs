@@ -88,7 +88,7 @@ pub fn time(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Call
 fn interval_timer(guest: &GuestThread, which: u64) -> Result<i32, Errno> {
     let (id, counts, signal) = match which as i32 {
         0 => (interval::REAL, Counts::Time, libc::SIGALRM),
-        1 => (interval::VIRTUAL, Counts::ProcessCpu(guest.process.pid), libc::SIGVTALRM),
+        1 => (interval::VIRTUAL, Counts::OwnUserTime, libc::SIGVTALRM),
         2 => (interval::PROF, Counts::ProcessCpu(guest.process.pid), libc::SIGPROF),
         _ => return Err(Errno::EINVAL),
     };
