@@ -31,7 +31,8 @@ const OUTSIDE: &str = "
   to a 32-bit code segment.
 * The vsyscall page, which Linux has emulated for programs of before 2012, is not there: `SIGSEGV`.
 * Files of `/proc/PID` of processes in the node show the guest where this page's calls are served in the node
-  (`maps`, `stat`, `statm`, `status`, `cmdline`, `environ`, `auxv`, `exe`); the others show its process at home.
+  (`maps`, `stat`, `statm`, `status`, `limits`, `cmdline`, `environ`, `auxv`, `exe`); the others show its process
+  at home.
 ";
 
 fn wrapped<'a>(names: impl Iterator<Item = &'a str>) -> String {

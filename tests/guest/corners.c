@@ -233,6 +233,46 @@ static void files(void)
     OK("directories, duplicates, memfd, inotify");
 }
 
+/* The line of a process's limits that begins so is this one. */
+static void limit_shows(pid_t pid, const char *name, const char *expected)
+{
+    char path[64], line[256], found[256] = {0};
+    snprintf(path, sizeof path, "/proc/%d/limits", pid);
+    FILE *limits = fopen(path, "r");
+    CHECK(limits != NULL);
+    while (fgets(line, sizeof line, limits) != NULL)
+        if (strncmp(line, name, strlen(name)) == 0)
+            strcpy(found, line);
+    CHECK(fclose(limits) == 0);
+    if (strcmp(found, expected) != 0)
+        fprintf(stderr, "not %sbut %s", expected, found);
+    CHECK(strcmp(found, expected) == 0);
+}
+
+static void shown_limits(void)
+{
+    struct rlimit seconds = {1000, 2000}, bytes = {1 << 30, RLIM_INFINITY}, files = {30, 40};
+    pid_t child = fork();
+    if (child == 0) {
+        CHECK(setrlimit(RLIMIT_CPU, &seconds) == 0 && setrlimit(RLIMIT_AS, &bytes) == 0 && setrlimit(RLIMIT_NOFILE, &files) == 0);
+        pid_t waits = fork();
+        if (waits == 0) {
+            pause();
+            _exit(0);
+        }
+        for (int i = 0; i < 2; i++) {
+            pid_t pid = i == 0 ? getpid() : waits;
+            limit_shows(pid, "Max cpu time", "Max cpu time              1000                 2000                 seconds   \n");
+            limit_shows(pid, "Max address", "Max address space         1073741824           unlimited            bytes     \n");
+            limit_shows(pid, "Max open files", "Max open files            30                   40                   files     \n");
+        }
+        CHECK(kill(waits, SIGKILL) == 0 && WTERMSIG(reap(waits)) == SIGKILL);
+        _exit(0);
+    }
+    CHECK(reap(child) == 0);
+    OK("limits are shown");
+}
+
 static void process(void)
 {
     pid_t child = fork();
@@ -308,5 +348,6 @@ int main(void)
     sockets();
     files();
     process();
+    shown_limits();
     return 0;
 }

@@ -1,6 +1,7 @@
 //! Files of `/proc` that must show the guest and not its deputy.
 
 mod figures;
+mod limits;
 mod maps;
 mod path;
 mod texts;
@@ -183,6 +184,14 @@ fn content(
         File::Environment => strings(cpu, process, places.environment),
         File::CommandLine => command_line(cpu, process),
         File::StatM => texts::statm(&figures(guest)),
+        File::Limits => {
+            let reply = guest.op(&Op::ReadFile { path: path.to_vec(), limit: MAX_TEXT })?;
+            if reply.ret < 0 {
+                return Ok(Err(Errno::from_raw(-reply.ret as i32)));
+            }
+            let kept = lock(&process.identity).limits.clone();
+            limits::text(&reply.payload, |resource| kept.get(&resource).copied())
+        }
         File::Status | File::Stat => {
             let reply = guest.op(&Op::ReadFile { path: path.to_vec(), limit: MAX_TEXT })?;
             if reply.ret < 0 {

@@ -13,6 +13,8 @@ pub(super) enum File {
     Stat,
     /// `statm`
     StatM,
+    /// `limits`
+    Limits,
     /// `auxv`
     Auxiliary,
     /// `environ`
@@ -76,6 +78,7 @@ pub(super) fn parse(path: &[u8]) -> Option<Meant> {
         "status" => File::Status,
         "stat" => File::Stat,
         "statm" => File::StatM,
+        "limits" => File::Limits,
         "auxv" => File::Auxiliary,
         "environ" => File::Environment,
         "cmdline" => File::CommandLine,
@@ -107,6 +110,7 @@ mod tests {
         let other = Meant { whose: Whose::Process(12), thread: None, file: File::Stat };
         assert_eq!(meant("/proc/12/stat"), Some(other));
         assert_eq!(meant("/proc/12/task/13/stat"), Some(Meant { thread: Some(13), ..other }));
+        assert_eq!(meant("/proc/self/limits"), own(File::Limits));
         let thread = Meant { whose: Whose::OwnThread, thread: None, file: File::Status };
         assert_eq!(meant("/proc/thread-self/status"), Some(thread));
     }
