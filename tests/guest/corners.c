@@ -10,6 +10,7 @@
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
+#include <sys/personality.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/resource.h>
@@ -273,6 +274,67 @@ static void shown_limits(void)
     OK("limits are shown");
 }
 
+static void execution(void)
+{
+    int before = personality(0xffffffff);
+    CHECK(before != -1);
+    /* Containers may forbid to change it. */
+    if (personality(ADDR_NO_RANDOMIZE) == before) {
+        CHECK(personality(0xffffffff) == ADDR_NO_RANDOMIZE);
+        pid_t child = fork();
+        if (child == 0)
+            _exit(personality(0xffffffff) == ADDR_NO_RANDOMIZE ? 5 : 6);
+        CHECK(WEXITSTATUS(reap(child)) == 5);
+        puts("not random");
+        CHECK(personality(PER_LINUX) == ADDR_NO_RANDOMIZE && personality(0xffffffff) == PER_LINUX);
+    }
+    OK("what is executed is Linux");
+}
+
+static void is_in(const char *expected)
+{
+    char directory[4096];
+    CHECK(getcwd(directory, sizeof directory) != NULL && strcmp(directory, expected) == 0);
+}
+
+static void *in_root(void *argument)
+{
+    is_in("/");
+    return argument;
+}
+
+static void *leaves(void *forbidden)
+{
+    if (unshare(CLONE_FS) != 0) {
+        CHECK(errno == EPERM);
+        *(int *)forbidden = 1;
+        return NULL;
+    }
+    pthread_t thread;
+    CHECK(chdir("/") == 0 && pthread_create(&thread, NULL, in_root, NULL) == 0 && pthread_join(thread, NULL) == 0);
+    pid_t child = fork();
+    if (child == 0) {
+        is_in("/");
+        _exit(0);
+    }
+    CHECK(reap(child) == 0);
+    return NULL;
+}
+
+static void directories_of_threads(void)
+{
+    char here[4096];
+    int forbidden = 0;
+    pthread_t thread;
+    CHECK(getcwd(here, sizeof here) != NULL && strcmp(here, "/") != 0);
+    CHECK(unshare(CLONE_FS | CLONE_FILES) == 0 || errno == EPERM);
+    is_in(here);
+    CHECK(pthread_create(&thread, NULL, leaves, &forbidden) == 0 && pthread_join(thread, NULL) == 0);
+    is_in(here);
+    puts(forbidden ? "threads have the same directories" : "a thread has its own directories");
+    OK("directories of threads");
+}
+
 static void process(void)
 {
     pid_t child = fork();
@@ -349,5 +411,7 @@ int main(void)
     files();
     process();
     shown_limits();
+    execution();
+    directories_of_threads();
     return 0;
 }

@@ -38,8 +38,33 @@ pub(super) fn resolve(form: Form, nr: u32, args: &[u64; 6]) -> Result<[Shape; 6]
         Form::ClockAdjust if nr == libc::SYS_adjtimex as u32 => pad(&[InOut(Const(208))]),
         Form::ClockAdjust => pad(&[Value, InOut(Const(208))]),
         Form::CloseRange => pad(&[Value, Value, Value]),
+        Form::Personality => {
+            personality(args[0] as u32)?;
+            pad(&[Value])
+        }
+        Form::Unshare => {
+            unshare(args[0])?;
+            pad(&[Value])
+        }
     };
     Ok(shapes)
+}
+
+fn personality(persona: u32) -> Result<(), Errno> {
+    /// Asks what it is.
+    const QUERY: u32 = u32::MAX;
+    const NO_RANDOMIZE: u32 = libc::ADDR_NO_RANDOMIZE as u32;
+    if matches!(persona, QUERY | 0 | NO_RANDOMIZE) { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+fn unshare(flags: u64) -> Result<(), Errno> {
+    const OWN: u64 = (libc::CLONE_FS | libc::CLONE_SYSVSEM) as u64;
+    const NAMESPACES: u64 = 0x7e02_0080;
+    match flags & !OWN {
+        0 => Ok(()),
+        others if others & !(NAMESPACES | libc::CLONE_FILES as u64) == 0 => Err(Errno::EPERM),
+        _ => Err(Errno::EINVAL),
+    }
 }
 
 fn fcntl(command: i32) -> Result<Shape, Errno> {

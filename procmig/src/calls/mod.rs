@@ -54,6 +54,10 @@ pub enum Form {
     ClockAdjust,
     /// The deputy's own descriptors are spared.
     CloseRange,
+    /// Only what makes no other system of a process.
+    Personality,
+    /// Only what is a thread's own, and no descriptors: those are the deputy's too.
+    Unshare,
 }
 
 /// What an argument is.

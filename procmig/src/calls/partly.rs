@@ -29,6 +29,13 @@ pub const PARTLY: &[Partly] = &[
         Errno::EINVAL,
         "each process is one process at home, which shares nothing with its parent",
     ),
+    partly(&["unshare"], "new namespaces (`CLONE_NEW…`)", Errno::EPERM, super::why::NAMESPACES),
+    partly(
+        &["unshare"],
+        "`CLONE_FILES` of one thread among several",
+        Errno::EPERM,
+        "a process has one set of descriptors, at home as in the node",
+    ),
     partly(&["clone3"], "a thread ID of one's choice", Errno::EPERM, "takes a privilege"),
     partly(&["mmap"], "`MAP_HUGETLB`", Errno::ENOMEM, "no huge pages are set aside; large areas get them unasked"),
     partly(&["mmap"], "`MAP_SYNC`", Errno::EOPNOTSUPP, "it is for files on persistent memory"),

@@ -90,7 +90,7 @@ pub(super) const ROWS: &[Row] = &[
     )
     .blocking(),
     split_forward(271, "ppoll", &[InOut(ArgTimes(1, 8)), Value, InOut(Const(16)), Null, Value]).blocking(),
-    refuse(272, "unshare", 1, Errno::EPERM, NAMESPACES),
+    split_form(272, "unshare", 1, Form::Unshare),
     local(273, "set_robust_list", 2),
     local(274, "get_robust_list", 3),
     forward(275, "splice", &[Fd, InOut(Const(8)), Fd, InOut(Const(8)), Value, Value]).blocking(),

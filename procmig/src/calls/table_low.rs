@@ -150,7 +150,7 @@ pub(super) const ROWS: &[Row] = &[
     forward(132, "utime", &[Path, In(Const(16))]),
     forward(133, "mknod", &[Path, Value, Value]),
     refuse(134, "uselib", 1, Errno::ENOSYS, OBSOLETE),
-    local(135, "personality", 1),
+    forward_form(135, "personality", 1, Form::Personality),
     refuse(136, "ustat", 2, Errno::ENOSYS, OBSOLETE),
     forward(137, "statfs", &[Path, Out(Const(120), All)]),
     forward(138, "fstatfs", &[Fd, Out(Const(120), All)]),

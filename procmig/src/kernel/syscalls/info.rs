@@ -136,13 +136,12 @@ pub fn getcpu(guest: &GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> CallRe
     })
 }
 
-pub fn personality(args: &[u64; 6]) -> CallResult {
-    const QUERY: u32 = u32::MAX;
-    const NO_RANDOMIZE: u32 = libc::ADDR_NO_RANDOMIZE as u32;
-    match args[0] as u32 {
-        QUERY | 0 | NO_RANDOMIZE => Ok(0),
-        _ => Err(Errno::EINVAL),
-    }
+/// Whether a thread that is its process's only one has nothing of what `unshare` names in common with another:
+/// processes share neither memory, handlers, descriptors nor directories.
+pub fn shares_nothing(guest: &GuestThread, flags: u64) -> bool {
+    const OF_THREADS: i32 =
+        libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
+    flags & !(OF_THREADS as u64) == 0 && guest.process.threads().len() == 1
 }
 
 pub fn membarrier(guest: &GuestThread, args: &[u64; 6]) -> CallResult {
