@@ -19,6 +19,24 @@ os.set_inheritable(7, False)
 os.chroot(\"root\")
 os.execv(\"/bin/busybox\", [\"busybox\", \"sh\", \"-c\", \"echo descriptor <&7\"])' 2>&1
 ").status(1);
+    ps_top_and_pgrep_in_the_node_show_its_programs: bash("
+(exec -a 'a name of its own' /bin/sleep 1000) & p=$!
+until [ \"$(cat /proc/$p/comm)\" = sleep ]; do sleep 0.01; done
+ps -o comm= -o args= -o nlwp= -p $p
+[ $(pgrep -P $$ -x sleep) = $p ] && [ $(pgrep -P $$ -f '^a name of its own') = $p ] && pgrep -P $$ -l . | grep -c sleep
+[ $(ps -o ppid= -p $p) = $$ ] && ps -o comm= --ppid $$ | sort
+top -b -n 1 -p $p | awk -v p=$p '$1 == p { print $NF }'
+[ $(ps -o vsz= -p $p) = $(awk '/^VmSize/ { print $2 }' /proc/$p/status) ] && echo size
+pkill -P $$ -x sleep; wait $p; echo $?; ps -p $p > /dev/null || echo gone
+");
+    ps_shows_the_threads_of_a_program: python("
+import os, subprocess, threading
+wait = threading.Barrier(6)
+for i in range(5): threading.Thread(target=wait.wait).start()
+ps = lambda *options: subprocess.run(['ps', *options, '-p', str(os.getpid())], capture_output=True, text=True).stdout
+print(ps('-o', 'nlwp=').strip(), len(ps('-L', '-o', 'lwp=').split()), str(threading.get_native_id()) in ps('-L', '-o', 'lwp='))
+wait.wait()
+");
     a_set_of_cpus_is_inherited: bash("taskset -c 0 nproc; taskset -c 0 sh -c 'nproc; taskset -c 0-99 nproc'; taskset -c 9999 true 2> /dev/null; echo $?");
     threads_have_cpus_of_their_own: python("
 import os, threading

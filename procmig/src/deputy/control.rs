@@ -17,6 +17,8 @@ pub(super) static TRACE: AtomicI32 = AtomicI32::new(-1);
 /// The control thread, which is none of the guest's; 0 before it runs.
 pub(super) static TID: AtomicI32 = AtomicI32::new(0);
 
+/// Name of the control thread, by which other deputies know it.
+pub(super) const NAME: &str = "skein-control";
 /// Bytes of the stack of the deputy's threads.
 pub(super) const STACK: usize = 128 << 10;
 /// Milliseconds between two signals to a thread that has not left a cancelled call yet.
@@ -30,7 +32,8 @@ pub(super) fn start(connection: Own) -> io::Result<()> {
     // SAFETY: the number is the deputy's own and stays open for as long as the process lives.
     let stream = unsafe { UnixStream::from_raw_fd(connection.leak()) };
     let mask = signals::set_mask(u64::MAX);
-    let started = std::thread::Builder::new().stack_size(STACK).spawn(move || run(&stream));
+    let started = std::thread::Builder::new().name(NAME.into()).stack_size(STACK);
+    let started = started.spawn(move || run(&stream));
     signals::set_mask(mask);
     started.map(drop)
 }

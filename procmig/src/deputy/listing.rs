@@ -19,6 +19,8 @@ pub(super) enum Kind {
     },
     /// This process's control thread.
     Threads,
+    /// The control thread of another deputy, the process.
+    OthersThreads(u32),
 }
 
 /// A directory of a process.
@@ -57,17 +59,22 @@ pub(super) fn kind(fd: RawFd) -> Option<Kind> {
         Directory::Descriptors if pid == std::process::id() => Some(Kind::Descriptors),
         Directory::Threads if pid == std::process::id() => Some(Kind::Threads),
         Directory::Descriptors => others(pid).map(|first| Kind::Others { pid, first }),
-        Directory::Threads => None,
+        Directory::Threads => is_deputy(pid).then_some(Kind::OthersThreads(pid)),
     }
 }
 
-/// Where another process's own descriptors begin, if it is a deputy as this one is.
-fn others(pid: u32) -> Option<RawFd> {
+/// Whether another process runs the same program, and so is a deputy as this one is.
+fn is_deputy(pid: u32) -> bool {
     let program = |pid: &str| {
         let meta = std::fs::metadata(format!("/proc/{pid}/exe")).ok()?;
         Some((meta.dev(), meta.ino()))
     };
-    if program(&pid.to_string())? != program("self")? {
+    program(&pid.to_string()).is_some_and(|other| program("self") == Some(other))
+}
+
+/// Where another process's own descriptors begin, if it is a deputy.
+fn others(pid: u32) -> Option<RawFd> {
+    if !is_deputy(pid) {
         return None;
     }
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
@@ -121,7 +128,14 @@ fn is_own(kind: Kind, number: i32) -> bool {
         Kind::Descriptors => descriptors::is_own(number),
         Kind::Others { pid, first } => number >= first && is_connection(pid, number),
         Kind::Threads => number == control::TID.load(Ordering::Relaxed),
+        Kind::OthersThreads(pid) => is_control_thread(pid, number),
     }
+}
+
+/// Whether a thread of a deputy has the name of those that serve the node.
+fn is_control_thread(pid: u32, tid: i32) -> bool {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default();
+    name.trim_end_matches('\n') == control::NAME
 }
 
 /// Whether a descriptor of a process is of the kinds that deputies keep for themselves.
