@@ -44,20 +44,20 @@ pub fn round_trip(bench: &Bench, count: u64) -> anyhow::Result<f64> {
 
 /// The clock.
 pub fn clock(bench: &Bench) -> anyhow::Result<Outcome> {
-    cheap(bench, Loop::Clock)
+    cheap(bench, Loop::Clock, bench.pick(1_000_000, 200_000))
 }
 
 /// The process's ID.
 pub fn getpid(bench: &Bench) -> anyhow::Result<Outcome> {
-    cheap(bench, Loop::Getpid)
+    cheap(bench, Loop::Getpid, bench.pick(20_000, 5_000))
 }
 
 /// The thread's ID.
 pub fn gettid(bench: &Bench) -> anyhow::Result<Outcome> {
-    cheap(bench, Loop::Gettid)
+    cheap(bench, Loop::Gettid, bench.pick(20_000, 5_000))
 }
 
 /// What is so cheap that an exit would be most of it.
-fn cheap(bench: &Bench, which: Loop) -> anyhow::Result<Outcome> {
-    bench.beside(bench.pick(11, 3), 1.0, &GuestArgs::new(which, bench.pick(20_000, 5_000)), |_, _| None)
+fn cheap(bench: &Bench, which: Loop, count: u64) -> anyhow::Result<Outcome> {
+    bench.beside(bench.pick(11, 3), 1.0, &GuestArgs::new(which, count), |_, _| None)
 }
