@@ -7,6 +7,14 @@ mod name;
 #[allow(dead_code)]
 #[path = "../../node/src/hostd/protocol.rs"]
 mod protocol;
+#[allow(dead_code)]
+#[path = "../../node/src/cluster/wire/mod.rs"]
+mod wire;
+
+/// As the files name it.
+mod cluster {
+    pub(crate) use crate::wire;
+}
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     if let Ok(request) = protocol::decode::<protocol::HostRequest>(data) {

@@ -1,6 +1,6 @@
 //! The command line: what can be typed, and who does it.
 
-use crate::commands::{bench, demo, doctor, host, man, mosps, mosrun, node};
+use crate::commands::{bench, cluster, demo, doctor, host, man, mosps, mosrun, node};
 use crate::output;
 use crate::vmm_process::{self, VmmArgs};
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -32,6 +32,7 @@ pub struct Skein {
 enum Command {
     Host(host::HostArgs),
     Node(node::NodeArgs),
+    Cluster(cluster::ClusterArgs),
     #[command(alias = "mosrun")]
     Run(mosrun::RunArgs),
     #[command(alias = "mosps")]
@@ -86,6 +87,7 @@ pub fn skein(arguments: Vec<OsString>, started: Instant) -> ExitCode {
         Command::Run(args) => return mosrun::run("skein run", args, &arguments),
         Command::Host(args) => host::main(args),
         Command::Node(args) => node::main(args, started),
+        Command::Cluster(args) => cluster::main(args),
         Command::Ps(args) => mosps::main(args),
         Command::Doctor(args) => doctor::main(args),
         Command::Demo(args) => demo::main(args),

@@ -5,6 +5,7 @@
 
 mod cli;
 mod client;
+mod cluster;
 mod commands;
 mod hostd;
 mod measured;

@@ -6,6 +6,7 @@
 //! skeind.log    its log
 //! nodes/NAME.sock   the node's socket       nodes/NAME.pid   its PID; flock held by its VMM process
 //! nodes/NAME.log    its log
+//! cluster/          certificate and keys, where the directory was chosen by --dir or SKEIN_DIR
 //! ```
 //! Whoever can write here can run programs as the user, so the directory must be the user's alone.
 
@@ -70,17 +71,29 @@ impl StateDir {
     /// Where the state is: `given` (`--dir`), else `$SKEIN_DIR`, else `$XDG_RUNTIME_DIR/skein`,
     /// else `/tmp/skein-UID`.
     pub fn place(given: Option<&Path>) -> PathBuf {
-        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         if let Some(path) = given {
             return path.to_owned();
         }
-        if let Some(path) = variable("SKEIN_DIR") {
-            return path;
-        }
+        variable("SKEIN_DIR").unwrap_or_else(Self::usual_place)
+    }
+
+    fn usual_place() -> PathBuf {
         match variable("XDG_RUNTIME_DIR") {
             Some(path) if path.is_dir() => path.join("skein"),
             _ => PathBuf::from(format!("/tmp/skein-{}", nix::unistd::geteuid())),
         }
+    }
+
+    /// Where certificate and keys of the cluster are. The usual state directory does not survive a reboot, so with it
+    /// they are in `$XDG_STATE_HOME/skein/cluster`, else `~/.local/state/skein/cluster`; below a directory that was
+    /// chosen, they are in its `cluster`. `None` if there is no home to be found.
+    pub fn cluster(&self) -> Option<PathBuf> {
+        if Self::usual_place().canonicalize().ok().as_deref() != Some(&self.path) {
+            return Some(self.path.join("cluster"));
+        }
+        let state = variable("XDG_STATE_HOME").filter(|path| path.is_absolute());
+        let state = state.or_else(|| Some(variable("HOME")?.join(".local/state")));
+        state.map(|state| state.join("skein").join("cluster"))
     }
 
     /// Opens the directory at [`Self::place`] and makes it if it is not there.
@@ -177,6 +190,10 @@ impl StateDir {
         names.dedup();
         Ok(names)
     }
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 /// Refuses a directory that is not the user's alone.

@@ -1,6 +1,7 @@
 //! One module for each command.
 
 pub mod bench;
+pub mod cluster;
 pub mod demo;
 pub mod doctor;
 pub mod host;

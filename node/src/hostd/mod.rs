@@ -12,6 +12,8 @@ pub mod protocol;
 pub mod registry;
 mod stream;
 
+use crate::cluster::service::Service;
+use crate::cluster::store::{Store, StoreError};
 use crate::statedir::StateDir;
 use anyhow::{Context, bail};
 use protocol::{HostReply, HostRequest, HostStatus, MAX_REQUEST};
@@ -36,6 +38,8 @@ struct Host {
     registry: Mutex<Registry>,
     started: Instant,
     stop: mpsc::UnboundedSender<()>,
+    /// `None` if there is no place for its keys.
+    cluster: Option<Arc<Service>>,
 }
 
 /// Runs the daemon until it is stopped. `ready` gets one line when it answers, or when it cannot.
@@ -92,7 +96,8 @@ async fn serve(state: StateDir, listener: std::os::unix::net::UnixListener) -> a
     let (stop, mut stopped) = mpsc::unbounded_channel();
     let mut registry = Registry::new(state.clone(), news);
     let registry = tokio::task::spawn_blocking(move || registry.adopt().map(|()| registry)).await??;
-    let host = Arc::new(Host { registry: Mutex::new(registry), started: Instant::now(), stop });
+    let cluster = state.cluster().map(|path| Service::start(Store::new(path)));
+    let host = Arc::new(Host { registry: Mutex::new(registry), started: Instant::now(), stop, cluster });
     let room = Arc::new(tokio::sync::Semaphore::new(MOST_CONNECTIONS));
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
@@ -197,6 +202,16 @@ async fn converse(host: Arc<Host>, mut connection: UnixStream) -> anyhow::Result
 
 async fn answer(host: &Arc<Host>, request: HostRequest) -> anyhow::Result<HostReply> {
     let started = host.started;
+    let request = match request {
+        HostRequest::Cluster(request) => {
+            let reply = match &host.cluster {
+                Some(cluster) => cluster.serve(request).await,
+                None => Err(StoreError::NoPlace.to_string()),
+            };
+            return Ok(reply.map_or_else(HostReply::Refused, HostReply::Cluster));
+        }
+        other => other,
+    };
     let reply = change(host, move |registry| match request {
         HostRequest::Status => Ok(HostReply::Status(HostStatus {
             pid: std::process::id() as i32,
@@ -207,6 +222,7 @@ async fn answer(host: &Arc<Host>, request: HostRequest) -> anyhow::Result<HostRe
         HostRequest::Pick => registry.pick().map(HostReply::Node),
         HostRequest::StopNode { name, force } => registry.stop(&name, force).map(|()| HostReply::Done),
         HostRequest::Stop { force } => registry.stop_all(force).map(|()| HostReply::Done),
+        HostRequest::Cluster(_) => Err("a request about the cluster is answered elsewhere".to_owned()),
     })
     .await?;
     Ok(reply.unwrap_or_else(HostReply::Refused))

@@ -5,6 +5,7 @@
 //! before the next is read. Only the user can reach the socket, and still all of it is read as
 //! hostile input.
 
+use crate::cluster::wire::control::{ClusterReply, ClusterRequest};
 use crate::name::NodeName;
 use procmig::wire::frame::FrameError;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -44,6 +45,8 @@ pub enum HostRequest {
         /// Kill the guests.
         force: bool,
     },
+    /// About the cluster. Answered by [`HostReply::Cluster`].
+    Cluster(ClusterRequest),
 }
 
 /// Answered by `skeind`.
@@ -57,6 +60,8 @@ pub enum HostReply {
     Status(HostStatus),
     /// To [`HostRequest::Launch`] and [`HostRequest::Pick`].
     Node(NodeEntry),
+    /// To [`HostRequest::Cluster`].
+    Cluster(ClusterReply),
 }
 
 /// The state of a host.
