@@ -9,6 +9,7 @@ pub mod case;
 pub mod compare;
 pub mod guest;
 pub mod home;
+pub mod net;
 pub mod pty;
 pub mod run;
 pub mod tree;

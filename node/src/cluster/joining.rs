@@ -104,14 +104,13 @@ pub struct Joined {
 pub enum JoinError {
     /// The host that invited cannot be spoken with.
     #[error(
-        "the host that invited, of cluster {cluster}, {source}; is its skeind running, and does a firewall let it through?"
+        "the host that invited, of cluster {cluster}, {why}; is its skeind running, and does a firewall let it through?"
     )]
     Link {
         /// The cluster.
         cluster: Label,
         /// Why.
-        #[source]
-        source: LinkError,
+        why: LinkError,
     },
     /// What answers is not what the token was made by.
     #[error(
@@ -169,7 +168,7 @@ pub async fn join(
     let wrong = |error: LinkError| match error {
         LinkError::OtherCluster | LinkError::OtherHost { .. } => JoinError::WrongCluster { cluster: cluster() },
         LinkError::NotServed => JoinError::NotOpen { cluster: cluster(), expired: now >= token.expires },
-        source => JoinError::Link { cluster: cluster(), source },
+        why => JoinError::Link { cluster: cluster(), why },
     };
     let key = PrivateKey::generate()?;
     let config = tls::joining(token.fingerprint)?;

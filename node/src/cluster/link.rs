@@ -147,6 +147,12 @@ impl Link {
         }
     }
 
+    /// Sends bytes that may be no message.
+    #[cfg(test)]
+    pub async fn send_raw(&mut self, bytes: &[u8]) {
+        frame::write(&mut self.stream, bytes).await.expect("the connection is open");
+    }
+
     /// Receives a message of at most `cap` bytes; `None` if the peer has closed instead.
     ///
     /// # Errors

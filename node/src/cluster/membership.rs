@@ -20,6 +20,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub struct Clock(Arc<dyn Fn() -> u64 + Send + Sync>);
 
 impl Clock {
+    /// A clock of one's own.
+    #[cfg(test)]
+    pub fn new(now: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
     /// The machine's.
     pub fn of_the_machine() -> Self {
         Self(Arc::new(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())))
@@ -122,7 +128,7 @@ impl Membership {
             excluded,
             roster: Mutex::new((signed, roster)),
             invitations: Mutex::new(invitations),
-            not_listening: Mutex::new(None),
+            not_listening: Mutex::new(Some("not yet".to_owned())),
             name: host.name,
         }))
     }

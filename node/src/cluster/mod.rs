@@ -25,3 +25,6 @@ pub mod store;
 mod tls;
 mod token;
 pub mod wire;
+
+#[cfg(test)]
+mod tests;

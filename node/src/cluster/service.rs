@@ -25,7 +25,7 @@ use tokio::task::AbortHandle;
 /// How often a host meets another, so that both know the newest roster.
 const MEETING: Duration = Duration::from_secs(30);
 /// How long until a taken address is tried again.
-const RETRY: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(1);
 /// Longest that an invitation may be open, in minutes.
 pub const LONGEST_INVITATION: u32 = 24 * 60;
 /// How a cluster is called that was given no name.
@@ -138,6 +138,18 @@ impl Service {
         Self { store, clock, running: Mutex::new(None), changing: tokio::sync::Mutex::new(()) }
     }
 
+    #[cfg(test)]
+    pub fn for_test(store: Store, clock: Clock) -> Arc<Self> {
+        let service = Arc::new(Self::new(store, clock));
+        service.resume().expect("what is kept is right");
+        service
+    }
+
+    #[cfg(test)]
+    pub fn current(&self) -> Arc<Membership> {
+        self.membership().expect("a member")
+    }
+
     fn resume(&self) -> Result<(), ServiceError> {
         if let Some(kept) = self.store.load()? {
             let membership = Membership::new(self.store.clone(), kept, self.clock.clone())?;
@@ -177,6 +189,9 @@ impl Service {
     }
 
     fn run(&self, membership: Arc<Membership>, listener: Option<TcpListener>) {
+        if listener.is_some() {
+            membership.set_not_listening(None);
+        }
         let accepting = tokio::spawn(keep_listening(membership.clone(), listener));
         let meeting = tokio::spawn(keep_meeting(membership.clone()));
         let tasks = vec![accepting.abort_handle(), meeting.abort_handle()];
