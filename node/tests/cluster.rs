@@ -80,6 +80,10 @@ fn two_hosts_become_a_cluster_and_part() {
     let at = format!("localhost:{port}");
     let join = ["cluster", "join", &at, token.trim(), "--host-name", "beta"];
     beta.says(&[&join[..], &listen].concat());
+    let said = alpha.says(&["cluster", "check", "beta", "--size", "1M"]);
+    assert!(said.starts_with("host         beta at 127.0.0.1:") && said.contains("round trip"), "{said}");
+    let checked = beta.json(&["cluster", "check", "alpha", "--size", "1M", "--json"]);
+    assert_eq!(checked["bytes"], 1 << 20, "{checked}");
     let said = beta.refuses(&[&join[..], &listen].concat());
     assert!(said.contains("member of cluster lab already"), "{said}");
     let used = Host::new();

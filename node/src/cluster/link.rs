@@ -6,8 +6,9 @@ use super::keys;
 use super::tls;
 use super::wire::id::KeyId;
 use super::wire::message::{self, MAX_MESSAGE};
+use procmig::wire::sealed::{Cipher, DirectionKeys, StreamKeys};
 use rustls::pki_types::ServerName;
-use rustls::{AlertDescription, CertificateError, ClientConfig};
+use rustls::{AlertDescription, CertificateError, ClientConfig, ConnectionTrafficSecrets};
 use serde::{Serialize, de::DeserializeOwned};
 use std::io;
 use std::net::SocketAddr;
@@ -85,6 +86,8 @@ impl LinkError {
             Some(Error::InvalidCertificate(CertificateError::Revoked)) => Self::RemovedHere,
             Some(other) => Self::Tls(other.to_string()),
             None if error.kind() == io::ErrorKind::UnexpectedEof => Self::Closed,
+            // What a blocking socket says when its time is over.
+            None if error.kind() == io::ErrorKind::WouldBlock => Self::Silent,
             None => Self::Broken(error),
         }
     }
@@ -105,7 +108,18 @@ pub struct Link {
     stream: TlsStream<TcpStream>,
     peer: KeyId,
     /// Keeps the connection among those that are cut with their host.
-    _guard: Option<Guard>,
+    guard: Option<Guard>,
+}
+
+/// A connection that can be given to another process or thread: what it takes to go on with it.
+#[derive(Debug)]
+pub struct Handed {
+    /// The socket, which blocks.
+    pub socket: std::net::TcpStream,
+    /// The session's keys: worth nothing in any other connection.
+    pub keys: StreamKeys,
+    /// Must be kept as long as the connection is used, so that it is cut if its host is removed.
+    pub _guard: Option<Guard>,
 }
 
 impl Link {
@@ -122,7 +136,7 @@ impl Link {
             _ => return Err(LinkError::Tls("no certificate was shown".to_owned())),
         };
         let guard = connections.map(|table| table.enter(peer, socket)).transpose().map_err(LinkError::Broken)?;
-        Ok(Self { stream, peer, _guard: guard })
+        Ok(Self { stream, peer, guard })
     }
 
     /// The host at the other end.
@@ -133,6 +147,36 @@ impl Link {
     /// The stream itself.
     pub fn stream(&self) -> &TlsStream<TcpStream> {
         &self.stream
+    }
+
+    /// Takes the connection out of TLS: what follows are the sealed records of `procmig::wire::sealed`.
+    ///
+    /// Both sides do this right after the welcome, and the opener speaks first: so nothing of the peer's can be here
+    /// yet, half read.
+    ///
+    /// # Errors
+    /// If something has come all the same, or the session's cipher is unknown.
+    pub fn hand_over(self) -> Result<Handed, LinkError> {
+        let failed = |error: rustls::Error| LinkError::Tls(error.to_string());
+        let (socket, mut session) = match self.stream {
+            TlsStream::Client(stream) => {
+                let (socket, session) = stream.into_inner();
+                (socket, rustls::Connection::from(session))
+            }
+            TlsStream::Server(stream) => {
+                let (socket, session) = stream.into_inner();
+                (socket, rustls::Connection::from(session))
+            }
+        };
+        let state = session.process_new_packets().map_err(failed)?;
+        if state.plaintext_bytes_to_read() > 0 || state.tls_bytes_to_write() > 0 {
+            return Err(LinkError::Garbage("bytes before it was its turn".to_owned()));
+        }
+        let secrets = session.dangerous_extract_secrets().map_err(failed)?;
+        let keys = StreamKeys { send: direction(secrets.tx)?, receive: direction(secrets.rx)? };
+        let socket = socket.into_std().map_err(LinkError::Broken)?;
+        socket.set_nonblocking(false).map_err(LinkError::Broken)?;
+        Ok(Handed { socket, keys, _guard: self.guard })
     }
 
     /// Sends a message.
@@ -182,6 +226,18 @@ impl Link {
             Err(error) => Err(error),
         }
     }
+}
+
+fn direction((number, secrets): (u64, ConnectionTrafficSecrets)) -> Result<DirectionKeys, LinkError> {
+    use ConnectionTrafficSecrets::{Aes128Gcm, Aes256Gcm, Chacha20Poly1305};
+    let (cipher, key, iv) = match secrets {
+        Aes128Gcm { key, iv } => (Cipher::Aes128Gcm, key, iv),
+        Aes256Gcm { key, iv } => (Cipher::Aes256Gcm, key, iv),
+        Chacha20Poly1305 { key, iv } => (Cipher::ChaCha20Poly1305, key, iv),
+        _ => return Err(LinkError::Tls("its cipher is unknown here".to_owned())),
+    };
+    let iv = iv.as_ref().try_into().map_err(|_| LinkError::Tls("its cipher is unknown here".to_owned()))?;
+    Ok(DirectionKeys { cipher, key: key.as_ref().to_vec(), iv, number })
 }
 
 /// Opens TLS to the first of `addresses` that answers as `name`. What the others said is told by the error of the one

@@ -8,6 +8,7 @@ use super::contact;
 use super::joining;
 use super::link::{HANDSHAKE, Link, LinkError};
 use super::membership::Membership;
+use super::probe;
 use super::tls::{BETWEEN_MEMBERS, JOINING};
 use super::wire::message::{Greeting, Hello, MAX_MESSAGE, MAX_SHORT, Purpose, Reply, Request};
 use std::collections::HashMap;
@@ -157,6 +158,7 @@ async fn converse(membership: &Arc<Membership>, mut link: Link) -> Result<(), Li
     link.send(&Greeting::Welcome(membership.hello(hello.purpose))).await?;
     match hello.purpose {
         Purpose::Control => control(membership, link).await,
+        Purpose::Probe => probe::answer(link.hand_over()?).await,
     }
 }
 

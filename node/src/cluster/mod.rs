@@ -8,6 +8,7 @@
 //! | `tls`, `link`, `connections` | connections whose ends know each other |
 //! | `membership` | this host as a member |
 //! | `contact`, `listen`, `joining` | speaking with others: as the one that calls, the one that is called, and the first time |
+//! | `probe` | measuring a connection, as whoever it is handed over to would use it |
 //! | `service` | all of it as `skeind` has it, and what commands ask |
 
 mod addresses;
@@ -20,6 +21,7 @@ mod keys;
 mod link;
 mod listen;
 mod membership;
+mod probe;
 pub mod service;
 pub mod store;
 mod tls;

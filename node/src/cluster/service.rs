@@ -8,6 +8,7 @@ use super::keys::{self, Authority, KeyError, PrivateKey};
 use super::link::{self, LinkError};
 use super::listen;
 use super::membership::{Clock, Membership, MembershipError};
+use super::probe;
 use super::store::{HostConfig, Kept, Store, StoreError};
 use super::token::{BadToken, Token};
 use super::wire::control::{ClusterReply, ClusterRequest, ClusterStatus};
@@ -94,6 +95,17 @@ pub enum ServiceError {
     /// Which member.
     #[error(transparent)]
     Unknown(#[from] NoMember),
+    /// It is this host.
+    #[error("{0} is this host; there is no connection to measure")]
+    ItsSelf(Label),
+    /// A host that cannot be spoken with.
+    #[error("{host}: {why}")]
+    Link {
+        /// Which.
+        host: Label,
+        /// Why.
+        why: LinkError,
+    },
     /// Too many invitations.
     #[error(transparent)]
     TooMany(#[from] TooMany),
@@ -172,6 +184,7 @@ impl Service {
             ClusterRequest::Status => self.status(),
             ClusterRequest::Members => self.members().await,
             ClusterRequest::SetCpuLevel(level) => self.set_cpu_level(level).await,
+            ClusterRequest::Measure { host, bytes } => self.measure(&host, bytes).await,
         };
         result.map_err(|error| crate::hostd::registry::chain(&error))
     }
@@ -372,6 +385,20 @@ impl Service {
         membership.change(|roster| roster.cpu_level = level)?;
         let (told, untold) = contact::meet_all(&membership).await;
         Ok(ClusterReply::Told { host: membership.name(), told, untold })
+    }
+}
+
+impl Service {
+    async fn measure(&self, host: &str, bytes: u64) -> Result<ClusterReply, ServiceError> {
+        let membership = self.membership()?;
+        let roster = membership.roster();
+        let member = roster.find(host)?;
+        if member.id == membership.id {
+            return Err(ServiceError::ItsSelf(member.name.clone()));
+        }
+        let measured = probe::measure(&membership, member, bytes).await;
+        let failed = |why| ServiceError::Link { host: member.name.clone(), why };
+        Ok(ClusterReply::Measured(Box::new(measured.map_err(failed)?)))
     }
 }
 

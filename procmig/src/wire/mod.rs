@@ -12,4 +12,5 @@ pub mod control;
 pub mod file_kind;
 pub mod frame;
 pub mod op;
+pub mod sealed;
 pub mod usage;

@@ -1,5 +1,6 @@
 //! Hosts of one process that speak over loopback, with a clock that is set by hand.
 
+mod handing_over;
 mod joining;
 mod removal;
 mod strangers;

@@ -50,6 +50,13 @@ pub enum ClusterRequest {
     Members,
     /// Set what processors should have. Answered by [`ClusterReply::Told`].
     SetCpuLevel(CpuLevel),
+    /// Measure the connection with a host. Answered by [`ClusterReply::Measured`].
+    Measure {
+        /// Its name or ID.
+        host: String,
+        /// Bytes to send each way.
+        bytes: u64,
+    },
 }
 
 /// Answered by `skeind`.
@@ -70,6 +77,29 @@ pub enum ClusterReply {
         /// Members that could not be reached.
         untold: Vec<Label>,
     },
+    /// How the connection with a host is.
+    Measured(Box<Measured>),
+}
+
+/// How the connection with a host is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measured {
+    /// The host.
+    pub host: Label,
+    /// The address that was used.
+    pub address: SocketAddr,
+    /// How it was encrypted.
+    pub cipher: String,
+    /// The shortest round trip of a message of 64 bytes, in nanoseconds.
+    pub shortest_ns: u64,
+    /// The median of many.
+    pub median_ns: u64,
+    /// Bytes sent each way.
+    pub bytes: u64,
+    /// How long they took to the host, in nanoseconds.
+    pub to_ns: u64,
+    /// How long they took from the host.
+    pub from_ns: u64,
 }
 
 /// The state of a cluster as a host knows it.

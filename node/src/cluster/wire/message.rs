@@ -22,6 +22,8 @@ pub const MAX_MESSAGE: usize = super::roster::MAX_ROSTER + (64 << 10);
 pub enum Purpose {
     /// Requests and replies between two `skeind`.
     Control,
+    /// A sealed stream, served by a thread of its own, on which the opener measures the connection (`probe`).
+    Probe,
 }
 
 /// The first frame of the opener, and of the accepter's [`Greeting::Welcome`].

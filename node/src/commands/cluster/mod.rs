@@ -8,11 +8,13 @@ use crate::cluster::wire::control::{ClusterReply, ClusterRequest, ClusterStatus}
 use crate::cluster::wire::label::Label;
 use crate::cluster::wire::level::CpuLevel;
 use crate::hostd::protocol::{HostReply, HostRequest};
+use crate::memory::Size;
 use crate::output::{print, print_json};
 use crate::statedir::StateDir;
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use serde_json::json;
+use std::io::{self, Read};
 use std::net::SocketAddr;
 
 /// Make a cluster of hosts, invite others into it, remove them, and see how they are.
@@ -73,6 +75,7 @@ The token works once. Whoever has it can join, so pass it on as you would a pass
 EXAMPLE
   skein cluster join skein1-A2xhYg...
   skein cluster join 10.0.0.1 skein1-A2xhYg...
+  ssh first skein cluster invite | skein cluster join -
 
 HOST is needed only where the addresses in the token do not lead to the host that printed it.
 
@@ -84,7 +87,7 @@ HOST is needed only where the addresses in the token do not lead to the host tha
         /// Where the host that invites is; may be left out
         #[arg(value_name = "HOST")]
         first: String,
-        /// The token that it has printed
+        /// The token that it has printed; - reads it from standard input
         #[arg(value_name = "TOKEN")]
         second: Option<String>,
         #[command(flatten)]
@@ -129,6 +132,27 @@ meet another that knows.
     Status {
         #[command(flatten)]
         dir: DirArg,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Measure the connection with a host: round trip, and throughput both ways
+    #[command(after_help = format!("\
+EXAMPLE
+  skein cluster check beta
+  skein cluster check beta --size 1G --json
+
+It is measured as programs that run there and migrations use it: one encrypted stream.
+
+{STATUSES}"))]
+    Check {
+        #[command(flatten)]
+        dir: DirArg,
+        /// Its name, its ID, or the first digits of its ID
+        host: String,
+        /// How much is sent each way, at most 4G
+        #[arg(long, value_name = "SIZE", default_value = "256M")]
+        size: Size,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -180,6 +204,8 @@ pub fn main(args: ClusterArgs) -> anyhow::Result<()> {
                 Some(token) => (Some(first), token),
                 None => (None, first),
             };
+            // On the command line other users of this machine can see it.
+            let token = if token == "-" { read_token()? } else { token };
             let request = ClusterRequest::Join { token, at, host: host.host_name, listen: host.listen };
             let status = status(ask(&dir, request, true)?)?;
             Ok(print(&show::welcome(&status))?)
@@ -204,6 +230,14 @@ pub fn main(args: ClusterArgs) -> anyhow::Result<()> {
         ClusterCommand::Status { dir, json } => {
             let status = status(ask(&dir, ClusterRequest::Status, false)?)?;
             if json { print_json(&show::status_json(&status)) } else { Ok(print(&show::status(&status))?) }
+        }
+        ClusterCommand::Check { dir, host, size, json } => {
+            let request = ClusterRequest::Measure { host, bytes: size.0 };
+            match ask(&dir, request, false)? {
+                ClusterReply::Measured(measured) if json => print_json(&show::measured_json(&measured)),
+                ClusterReply::Measured(measured) => Ok(print(&show::measured(&measured))?),
+                other => bail!("the host answered another question: {other:?}"),
+            }
         }
         ClusterCommand::CpuLevel { dir, level, json } => cpu_level(&dir, level, json),
     }
@@ -251,6 +285,14 @@ fn invite(dir: &DirArg, minutes: u32, json: bool) -> anyhow::Result<()> {
     // The token alone on standard output, for scripts; what to do with it is for people.
     eprintln!("on the host that is to join, within {minutes} minutes: skein cluster join TOKEN");
     Ok(print(&format!("{token}\n"))?)
+}
+
+/// A token from standard input.
+fn read_token() -> anyhow::Result<String> {
+    let mut token = String::new();
+    // Much longer than any.
+    io::stdin().take(4096).read_to_string(&mut token).context("the token cannot be read")?;
+    Ok(token)
 }
 
 fn cpu_level(dir: &DirArg, level: Option<CpuLevel>, json: bool) -> anyhow::Result<()> {

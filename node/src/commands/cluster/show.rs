@@ -1,6 +1,6 @@
 //! What `skein cluster` prints.
 
-use crate::cluster::wire::control::{ClusterStatus, MemberStatus};
+use crate::cluster::wire::control::{ClusterStatus, Measured, MemberStatus};
 use crate::cluster::wire::label::Label;
 use crate::table::{Align, Table};
 use serde_json::{Value, json};
@@ -42,7 +42,7 @@ pub fn members(members: &[MemberStatus]) -> String {
             Err(why) => ("-".to_owned(), "-".to_owned(), format!("unreachable: {why}")),
         };
         if member.is_authority {
-            state += ", authority";
+            state = format!("authority, {state}");
         }
         if let Some(lacks) = member.answer.as_ref().ok().filter(|answer| !answer.lacks.is_empty()) {
             state += &format!(", lacks {}", lacks.lacks.join(" "));
@@ -55,7 +55,8 @@ pub fn members(members: &[MemberStatus]) -> String {
 }
 
 fn round_trip(nanoseconds: u64) -> String {
-    format!("{:.2} ms", nanoseconds as f64 / 1e6)
+    let microseconds = nanoseconds as f64 / 1e3;
+    if microseconds < 1000.0 { format!("{microseconds:.0} µs") } else { format!("{:.1} ms", microseconds / 1e3) }
 }
 
 /// The same for programs.
@@ -120,5 +121,36 @@ pub fn status_json(status: &ClusterStatus) -> Value {
         "cpu_level": status.cpu_level.to_string(),
         "lacks": status.lacks,
         "directory": status.directory,
+    })
+}
+
+/// Bytes a second, in words.
+fn rate(bytes: u64, nanoseconds: u64) -> String {
+    let rate = bytes as f64 / (nanoseconds.max(1) as f64 / 1e9);
+    if rate >= 1e9 { format!("{:.2} GB/s", rate / 1e9) } else { format!("{:.1} MB/s", rate / 1e6) }
+}
+
+/// How a connection is.
+pub fn measured(measured: &Measured) -> String {
+    let rows = [
+        ("host", format!("{} at {}, by {}", measured.host, measured.address, measured.cipher)),
+        ("round trip", format!("{}; shortest {}", round_trip(measured.median_ns), round_trip(measured.shortest_ns))),
+        ("to it", rate(measured.bytes, measured.to_ns)),
+        ("from it", rate(measured.bytes, measured.from_ns)),
+    ];
+    rows.iter().map(|(what, value)| format!("{what:<12} {value}\n")).collect()
+}
+
+/// The same for programs.
+pub fn measured_json(measured: &Measured) -> Value {
+    json!({
+        "host": measured.host,
+        "address": measured.address,
+        "cipher": measured.cipher,
+        "round_trip_median_ns": measured.median_ns,
+        "round_trip_shortest_ns": measured.shortest_ns,
+        "bytes": measured.bytes,
+        "to_ns": measured.to_ns,
+        "from_ns": measured.from_ns,
     })
 }
