@@ -9,6 +9,7 @@ mod frame;
 #[path = "../../node/src/cluster/wire/mod.rs"]
 mod wire;
 
+use procmig::wire::sealed::{Cipher, DirectionKeys, Opener};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt::Debug;
 use std::pin::pin;
@@ -45,7 +46,16 @@ fn roster(signed: &SignedRoster) {
     }
 }
 
+/// A connection that was handed over, of which an attacker has no keys.
+fn sealed(mut data: &[u8]) {
+    let keys = DirectionKeys { cipher: Cipher::Aes128Gcm, key: vec![0; 16], iv: [0; 12], number: 0 };
+    let mut opener = Opener::new(keys).expect("keys of the right length");
+    let received = opener.receive(&mut data, &mut [0; 100]);
+    assert!(received.is_err(), "what nobody has sealed is refused");
+}
+
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    sealed(data);
     for body in frames(data) {
         decoded::<Hello>(&body);
         decoded::<Greeting>(&body);

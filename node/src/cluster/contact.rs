@@ -99,7 +99,12 @@ async fn in_time<T>(work: impl Future<Output = Result<T, LinkError>>) -> Result<
 pub async fn meet(membership: &Membership, member: &Member) -> Result<(), LinkError> {
     in_time(async {
         let (mut link, hello, _) = connect(membership, member, Purpose::Control).await?;
-        exchange(membership, &mut link, hello.serial).await
+        exchange(membership, &mut link, hello.serial).await?;
+        let moved = membership.unknown_addresses().filter(|_| member.id == membership.roster().authority);
+        match moved {
+            Some(addresses) => done(link.ask(&Request::Moved(addresses)).await?),
+            None => Ok(()),
+        }
     })
     .await
 }

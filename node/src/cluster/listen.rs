@@ -180,6 +180,15 @@ async fn control(membership: &Arc<Membership>, mut link: Link) -> Result<(), Lin
                 Ok(_) => Reply::Done,
                 Err(error) => Reply::Refused(error.to_string()),
             },
+            Request::Moved(addresses) => match membership.set_addresses(link.peer(), addresses) {
+                Ok(()) => {
+                    // The caller need not wait until everybody knows.
+                    let membership = membership.clone();
+                    tokio::spawn(async move { contact::meet_all(&membership).await });
+                    Reply::Done
+                }
+                Err(error) => Reply::Refused(error.to_string()),
+            },
             Request::Leave => return farewell(membership, link).await,
         };
         link.send(&reply).await?;

@@ -1,5 +1,6 @@
 //! This host as a member of a cluster.
 
+use super::addresses;
 use super::connections::Connections;
 use super::invitations::Invitations;
 use super::keys::{self, Authority, KeyError, PrivateKey};
@@ -9,7 +10,7 @@ use super::wire::id::KeyId;
 use super::wire::label::Label;
 use super::wire::level;
 use super::wire::message::{Hello, Purpose};
-use super::wire::roster::{MOST_REMOVED, Member, Roster, SignedRoster};
+use super::wire::roster::{MOST_ADDRESSES, MOST_REMOVED, Member, Roster, SignedRoster};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -247,6 +248,30 @@ impl Membership {
             roster.members.retain(|member| member.id != host.id);
             roster.removed.push(host.id);
         })
+    }
+
+    /// Writes down where a member is reached now.
+    ///
+    /// # Errors
+    /// [`MembershipError`]
+    pub fn set_addresses(&self, host: KeyId, mut addresses: Vec<SocketAddr>) -> Result<(), MembershipError> {
+        addresses.truncate(MOST_ADDRESSES);
+        if self.authority.is_some() && self.roster().member(host).is_none_or(|member| member.addresses == addresses) {
+            return Ok(());
+        }
+        self.change(|roster| {
+            for member in roster.members.iter_mut().filter(|member| member.id == host) {
+                member.addresses.clone_from(&addresses);
+            }
+        })
+    }
+
+    /// Where this host is reached, if the roster does not say so.
+    pub fn unknown_addresses(&self) -> Option<Vec<SocketAddr>> {
+        let now = addresses::reachable(self.listen);
+        let roster = self.roster();
+        let known = &roster.member(self.id)?.addresses;
+        now.iter().any(|address| !known.contains(address)).then_some(now)
     }
 
     fn publish(

@@ -458,9 +458,14 @@ async fn keep_listening(membership: Arc<Membership>, mut listener: Option<TcpLis
     }
 }
 
-/// Meets all members at first and one of them every now and then.
+/// Meets all members at first and one of them every now and then. Who has other addresses than when it ran last tells
+/// the authority when it meets it.
 async fn keep_meeting(membership: Arc<Membership>) {
-    refresh_addresses(&membership);
+    if let (Some(_), Some(addresses)) = (&membership.authority, membership.unknown_addresses())
+        && let Err(error) = membership.set_addresses(membership.id, addresses)
+    {
+        tracing::warn!(%error, "this host's new addresses cannot be written down");
+    }
     contact::meet_all(&membership).await;
     loop {
         tokio::time::sleep(MEETING).await;
@@ -470,23 +475,5 @@ async fn keep_meeting(membership: Arc<Membership>) {
         if let Err(error) = contact::meet(&membership, &others[which]).await {
             tracing::debug!(host = %others[which].name, %error, "a member was not reached");
         }
-    }
-}
-
-/// The authority's own addresses may have changed since it ran last.
-fn refresh_addresses(membership: &Membership) {
-    let now = addresses::reachable(membership.listen);
-    let known = membership.roster().member(membership.id).map(|member| member.addresses.clone());
-    if membership.authority.is_none() || known.as_ref() == Some(&now) {
-        return;
-    }
-    let id = membership.id;
-    let changed = membership.change(|roster| {
-        for member in roster.members.iter_mut().filter(|member| member.id == id) {
-            member.addresses.clone_from(&now);
-        }
-    });
-    if let Err(error) = changed {
-        tracing::warn!(%error, "this host's new addresses cannot be written down");
     }
 }

@@ -127,3 +127,26 @@ fn the_cpu_level_reaches_every_host() {
         assert!(error.contains("run it on alpha"), "{error}");
     });
 }
+
+#[test]
+fn a_host_that_has_moved_is_found_again() {
+    run(async {
+        let world = World::new();
+        let alpha = world.first("alpha", "lab").await;
+        let beta = world.joined("beta", &alpha).await;
+        let gamma = world.joined("gamma", &alpha).await;
+        drop(beta);
+        // It starts anew with another address.
+        let kept = world.store("beta").join("host.json");
+        let mut host: serde_json::Value = serde_json::from_slice(&std::fs::read(&kept).unwrap()).unwrap();
+        let free = std::net::TcpListener::bind("127.0.0.3:0").unwrap().local_addr().unwrap();
+        host["listen"] = free.to_string().into();
+        std::fs::write(&kept, host.to_string()).unwrap();
+        let beta = world.host("beta");
+        let id = beta.current().id;
+        for host in [&alpha, &gamma] {
+            until(&host.current(), |host| host.roster().member(id).unwrap().addresses == [free]).await;
+        }
+        connect(&gamma.current(), &member(&beta), Purpose::Control).await.unwrap();
+    });
+}

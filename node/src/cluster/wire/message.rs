@@ -59,6 +59,9 @@ pub enum Request {
     Update(SignedRoster),
     /// The sender leaves the cluster. Asked of the authority, answered by [`Reply::Done`].
     Leave,
+    /// The sender is reached at other addresses than the roster says. Asked of the authority, answered by
+    /// [`Reply::Done`].
+    Moved(Vec<SocketAddr>),
 }
 
 /// Answers a [`Request`].

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
 /// Most members.
-pub const MOST_MEMBERS: usize = 4096;
+pub const MOST_MEMBERS: usize = 1024;
 /// Most hosts that have been shut out.
 pub const MOST_REMOVED: usize = 16384;
 /// Most addresses of a member.
