@@ -9,6 +9,7 @@ use crate::commands::demo::{awk_iterations, awk_loop, installed};
 use anyhow::bail;
 use std::cell::RefCell;
 use std::path::Path;
+use std::process::Command;
 
 /// Measures a CPU-bound program by the clock, without what `idle`, the same program with nothing to do,
 /// takes on the same side: how long a program takes to start is another row's matter. How much CPU time
@@ -21,15 +22,27 @@ fn cpu_bound(
     statuses: &[i32],
 ) -> anyhow::Result<Outcome> {
     let cpu = RefCell::new(Vec::new());
-    let starts = Outcome::of(&bench.both(count, idle, |command| seconds(command, statuses))?);
-    let (Some(native), Some(node)) = (starts.peer, starts.skein) else { bail!("nothing was measured") };
+    let starts = RefCell::new([Vec::new(), Vec::new()]);
     let walls = bench.both(count, program, |command| {
-        let before = bench.cpu_seconds()?;
         let is_native = command.get_program() == program[0].as_str();
+        let idle = if is_native {
+            let mut command = Command::new(&idle[0]);
+            command.args(&idle[1..]);
+            command
+        } else {
+            bench.sandbox.mosrun(&bench.node, idle)?
+        };
+        // Just before, so that both are made in the same state of the machine.
+        let start = seconds(idle, statuses)?;
+        starts.borrow_mut()[usize::from(is_native)].push(start);
+        let before = bench.cpu_seconds()?;
         let wall = seconds(command, statuses)?;
         cpu.borrow_mut().push((is_native, bench.cpu_seconds()? - before));
-        Ok(wall - if is_native { native.tenth } else { node.tenth })
+        Ok(wall)
     })?;
+    let [node, native] = starts.take().map(Spread::of);
+    let (Some(native), Some(node)) = (native, node) else { bail!("nothing was measured") };
+    let walls: Vec<_> = walls.iter().map(|wall| (wall.0 - native.tenth, wall.1 - node.tenth)).collect();
     let times = |of: bool| cpu.borrow().iter().filter(|taken| taken.0 == of).map(|taken| taken.1).collect::<Vec<_>>();
     let cpu = Spread::of(times(false)).zip(Spread::of(times(true))).map(|(node, native)| node.tenth / native.tenth);
     let starts = format!("less the starts of {:.0} and {:.0} ms", native.tenth * 1e3, node.tenth * 1e3);
