@@ -37,6 +37,14 @@ impl Leaving {
         Leaver(self.0.clone())
     }
 
+    /// Waits until all that have ended have given up their memory, for this long at most.
+    pub fn wait(&self, most: Duration) {
+        let deadline = Instant::now() + most;
+        while self.is_any() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
     fn is_any(&self) -> bool {
         self.0.load(Ordering::SeqCst) > 0
     }

@@ -9,12 +9,18 @@ use crate::usermem::UserMemory;
 use crate::wire::op::{Op, SegmentInfo};
 use nix::errno::Errno;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 use vmm::addr::{GuestVirtAddr, PAGE_SIZE};
 use vmm::user_cpu::UserCpu;
 
 /// Offsets in a `struct shmid_ds`.
 const LAST_PID: u64 = 84;
 const ATTACHES: u64 = 88;
+/// Offset of `shm_perm.mode` there, and the bit of a segment that is gone when its last user is.
+const MODE: u64 = 20;
+const SHM_DEST: u32 = 0o1000;
+/// How long ended processes are waited for, which takes some hundred microseconds.
+const LEAVING: Duration = Duration::from_millis(50);
 
 /// `shmat`
 pub fn shmat(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Outcome {
@@ -116,6 +122,10 @@ fn detach(guest: &mut GuestThread, address: u64) {
 pub fn shmctl(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Outcome {
     const SHM_STAT: i32 = 13;
     const SHM_STAT_ANY: i32 = 15;
+    if matches!(args[1] as i32, libc::IPC_STAT | SHM_STAT | SHM_STAT_ANY) {
+        // The node's part of an ended process lasts a little longer than the process.
+        guest.kernel().leaving.wait(LEAVING);
+    }
     let outcome = forward::forward(guest, cpu, libc::SYS_shmctl as u32, args);
     let id = match (args[1] as i32, outcome) {
         (libc::IPC_STAT, Outcome::Return(0)) => args[0] as i32,
@@ -129,6 +139,10 @@ pub fn shmctl(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Ou
             return Ok(());
         }
         let attaches = memory.read_u64(about + ATTACHES)?.saturating_sub(mappings as u64);
+        // Removed, and nobody has it but the node.
+        if attaches == 0 && memory.read_u32(about + MODE)? & SHM_DEST != 0 {
+            return Err(Errno::EINVAL);
+        }
         memory.write_u64(about + ATTACHES, attaches)?;
         match last {
             Some(pid) if memory.read_u32(about + LAST_PID)? == std::process::id() => {
