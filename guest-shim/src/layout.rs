@@ -114,6 +114,8 @@ pub mod call_slot {
     pub const PID: u64 = 80;
     /// What `gettid` returns, a doubleword.
     pub const TID: u64 = 84;
+    /// How often the guest thread looks whether a call that was taken is done, a doubleword.
+    pub const PATIENCE: u64 = 88;
 }
 
 /// Ports of the `out` instructions: the kinds of events.

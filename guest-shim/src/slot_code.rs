@@ -97,7 +97,9 @@ const RARE_FLAGS: u32 = 0x4_4500;
 const PATIENCE: u32 = 100;
 /// How often it looks whether a call that was taken is done: for about 60 µs. Then it gives its CPU away,
 /// which those who serve the call may be waiting for.
-const LONG_PATIENCE: u32 = 2000;
+pub const LONG_PATIENCE: u32 = 2000;
+/// The same of a call with which the one who has taken it is busy himself: about 600 µs.
+pub const LONGEST_PATIENCE: u32 = 20_000;
 
 /// Where a trampoline's slot lies from the trampolines' start.
 const SLOTS: i64 = CALL_SLOTS as i64 - (SHIM_BASE + page::SLOT_TRAMPOLINES) as i64;
@@ -166,7 +168,7 @@ global_asm!(
     "SKEIN_MARK skein_slot_left",
     "jmp 9b",
     "SKEIN_MARK skein_slot_taken",
-    "2: mov ${long_patience}, %eax",
+    "2: mov skein_slots + skein_at + {patience_left}(%rip), %eax",
     "3: cmpl $0, skein_slots + skein_at + {done}(%rip)",
     "jne 4f",
     "pause",
@@ -207,7 +209,7 @@ global_asm!(
     posted = const call_slot::POSTED,
     withdrawn = const call_slot::WITHDRAWN,
     patience = const PATIENCE,
-    long_patience = const LONG_PATIENCE,
+    patience_left = const call_slot::PATIENCE,
     refused = const call_slot::REFUSED,
     pid = const call_slot::PID,
     tid = const call_slot::TID,

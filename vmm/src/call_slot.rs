@@ -44,6 +44,8 @@ pub struct CallSlot {
 struct Private {
     /// Calls may be taken.
     open: bool,
+    /// The thread waits longer than it does as a rule.
+    patient: bool,
     /// Of the call that was taken last, until the thread has it.
     answer: Option<Answer>,
 }
@@ -71,7 +73,8 @@ impl CallSlot {
         ram.write(at, &[0; call_slot::SIZE as usize]);
         ram.store_u32(at + call_slot::PID, pid as u32);
         ram.store_u32(at + call_slot::TID, tid as u32);
-        Self { ram, at, index, private: Mutex::new(Private { open: true, answer: None }) }
+        ram.store_u32(at + call_slot::PATIENCE, slot_code::LONG_PATIENCE);
+        Self { ram, at, index, private: Mutex::new(Private { open: true, patient: false, answer: None }) }
     }
 
     /// Which of its page's slots it is.
@@ -114,6 +117,9 @@ impl CallSlot {
             return None;
         }
         private.answer = None;
+        if std::mem::take(&mut private.patient) {
+            self.ram.store_u32(self.at + call_slot::PATIENCE, slot_code::LONG_PATIENCE);
+        }
         let number = self.ram.load_u32(self.at + call_slot::NUMBER);
         let argument = |i: usize| self.ram.load(self.at + call_slot::ARGUMENTS + i as u64 * 8);
         let call = PostedCall { number, arguments: std::array::from_fn(argument) };
@@ -179,6 +185,12 @@ impl Taken<'_> {
     /// The call.
     pub fn call(&self) -> &PostedCall {
         &self.call
+    }
+
+    /// It takes a while, but nobody who serves it needs the thread's CPU: the thread may wait longer.
+    pub fn ask_for_patience(&mut self) {
+        self.private.patient = true;
+        self.slot.ram.store_u32(self.slot.at + call_slot::PATIENCE, slot_code::LONGEST_PATIENCE);
     }
 
     /// Answers it.

@@ -11,6 +11,16 @@ use vmm::call_slot::{Answer, PostedCall};
 /// Most parts of a vector that are looked at here.
 const MOST_PARTS: u64 = 64;
 
+/// From so many bytes on, moving them takes longer than a thread waits for a call as a rule.
+const MANY: u64 = 128 << 10;
+
+/// Whether a call, if it is served here, takes long for all that it has to copy.
+pub fn is_long(call: &PostedCall) -> bool {
+    let moves =
+        matches!(i64::from(call.number), libc::SYS_read | libc::SYS_write | libc::SYS_pread64 | libc::SYS_pwrite64);
+    moves && call.arguments[2] >= MANY
+}
+
 /// Which way bytes go.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {

@@ -7,8 +7,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use vmm::call_slot::{Answer, CallSlot, PostedCall};
 
-/// How long the poller looks on after the last call: as long as about two exits take, where they are slow.
-const LINGER: Duration = Duration::from_micros(60);
+/// How long the poller looks on after the last call. When it was asked for it may be awake just after its
+/// thread has lost patience: it must outlast the call that this one then makes itself.
+const LINGER: Duration = Duration::from_micros(200);
 /// Looks between two of the clock.
 const LOOKS: u32 = 32;
 
@@ -51,7 +52,10 @@ impl Polled {
 
     /// Serves the call that is posted, if one is.
     fn look(&self) -> bool {
-        let Some(taken) = self.slot.take() else { return false };
+        let Some(mut taken) = self.slot.take() else { return false };
+        if files::is_long(taken.call()) {
+            taken.ask_for_patience();
+        }
         let caller = lock(&self.caller);
         // A slot is closed before its caller goes, so this one has it.
         let answer = caller.as_ref().and_then(|caller| serve(caller, taken.call()));
