@@ -2,7 +2,9 @@
 
 use super::super::lock;
 use super::{Caller, files, home, signals};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use nix::unistd::{Pid, gettid};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use vmm::call_slot::{Answer, CallSlot, PostedCall};
@@ -92,6 +94,9 @@ struct Shared {
     asked: Condvar,
     /// Counts changes of the list.
     changes: AtomicU64,
+    /// The poller's thread, and the CPU that it looked on last.
+    tid: AtomicI32,
+    cpu: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -112,6 +117,7 @@ impl Poller {
             state.slots.push(polled.clone());
             polled.slot.arm(true);
             self.shared.changes.fetch_add(1, Ordering::SeqCst);
+            self.shared.leave_this_cpu();
             self.shared.asked.notify_one();
         }
     }
@@ -156,7 +162,24 @@ impl Drop for Poller {
 }
 
 impl Shared {
+    /// Has the poller run on another CPU than the calling thread: one that is woken on the thread's own
+    /// looks for as long as the thread cannot post anything, and is woken there again the next time.
+    fn leave_this_cpu(&self) {
+        let Ok(own) = sched_getcpu() else { return };
+        if own != self.cpu.load(Ordering::Relaxed) {
+            return;
+        }
+        let Ok(mut cpus) = sched_getaffinity(Pid::from_raw(std::process::id() as i32)) else { return };
+        let has_others = (0..CpuSet::count()).any(|cpu| cpu != own && cpus.is_set(cpu).unwrap_or(false));
+        let poller = Pid::from_raw(self.tid.load(Ordering::Relaxed));
+        if has_others && poller.as_raw() != 0 && cpus.unset(own).is_ok() {
+            // Where it is refused the poller runs where it is put.
+            let _ = sched_setaffinity(poller, &cpus);
+        }
+    }
+
     fn run(&self) {
+        self.tid.store(gettid().as_raw(), Ordering::Relaxed);
         let mut last = Instant::now();
         loop {
             let (slots, changes) = {
@@ -189,6 +212,7 @@ impl Shared {
             }
             looks += 1;
             if looks % LOOKS == 0 && last.elapsed() > LINGER {
+                self.cpu.store(sched_getcpu().unwrap_or(usize::MAX), Ordering::Relaxed);
                 let mut state = lock(&self.state);
                 for polled in state.slots.drain(..) {
                     polled.slot.arm(false);
