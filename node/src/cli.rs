@@ -1,6 +1,6 @@
 //! The command line: what can be typed, and who does it.
 
-use crate::commands::{bench, cluster, demo, doctor, host, man, mosps, mosrun, node};
+use crate::commands::{bench, cluster, demo, doctor, host, man, mosmigrate, mosps, mosrun, node};
 use crate::output;
 use crate::vmm_process::{self, VmmArgs};
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -37,6 +37,8 @@ enum Command {
     Run(mosrun::RunArgs),
     #[command(alias = "mosps")]
     Ps(mosps::PsArgs),
+    #[command(alias = "mosmigrate")]
+    Migrate(mosmigrate::MigrateArgs),
     Doctor(doctor::DoctorArgs),
     Demo(demo::DemoArgs),
     Bench(bench::BenchArgs),
@@ -76,6 +78,14 @@ pub struct Mosps {
     args: mosps::PsArgs,
 }
 
+/// `mosmigrate` under its own name.
+#[derive(Debug, Parser)]
+#[command(name = "mosmigrate", version)]
+pub struct Mosmigrate {
+    #[command(flatten)]
+    args: mosmigrate::MigrateArgs,
+}
+
 /// Parses and runs `skein`.
 pub fn skein(arguments: Vec<OsString>, started: Instant) -> ExitCode {
     let parsed = match Skein::try_parse_from(arguments.iter()) {
@@ -89,6 +99,7 @@ pub fn skein(arguments: Vec<OsString>, started: Instant) -> ExitCode {
         Command::Node(args) => node::main(args, started),
         Command::Cluster(args) => cluster::main(args),
         Command::Ps(args) => mosps::main(args),
+        Command::Migrate(args) => mosmigrate::main(args),
         Command::Doctor(args) => doctor::main(args),
         Command::Demo(args) => demo::main(args),
         Command::Bench(args) => bench::main(args),
@@ -106,9 +117,14 @@ pub fn mosps(arguments: Vec<OsString>) -> ExitCode {
     output::finish("mosps", mosps::main(Mosps::parse_from(arguments).args))
 }
 
+/// Parses and runs `mosmigrate`.
+pub fn mosmigrate(arguments: Vec<OsString>) -> ExitCode {
+    output::finish("mosmigrate", mosmigrate::main(Mosmigrate::parse_from(arguments).args))
+}
+
 /// Every command that has a manual page of its own.
 pub fn all() -> Vec<clap::Command> {
-    vec![Skein::command(), mosrun::Mosrun::command(), Mosps::command()]
+    vec![Skein::command(), mosrun::Mosrun::command(), Mosps::command(), Mosmigrate::command()]
 }
 
 fn skeind(args: SkeindArgs) -> anyhow::Result<()> {

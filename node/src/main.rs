@@ -1,6 +1,7 @@
 //! The `skein` command under its several names.
 //!
-//! Like BusyBox, one binary is several commands: called as `mosrun` or `mosps` it is that command,
+//! Like BusyBox, one binary is several commands: called as `mosrun`, `mosps` or `mosmigrate` it is that
+//! command,
 //! under any other name it is `skein` with its subcommands.
 
 mod cli;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     match called {
         Some("mosrun") => commands::mosrun::main(arguments),
         Some("mosps") => cli::mosps(arguments),
+        Some("mosmigrate") => cli::mosmigrate(arguments),
         _ => cli::skein(arguments, started),
     }
 }

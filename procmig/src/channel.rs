@@ -32,6 +32,9 @@ pub enum ChannelError {
     /// A request is under way, or none is.
     #[error("a reply was asked for at the wrong time")]
     OutOfTurn,
+    /// The wait was given up; the reply may be waited for again.
+    #[error("the wait for a reply was given up")]
+    GivenUp,
 }
 
 /// Why a call could not be begun.
@@ -182,7 +185,19 @@ impl CallChannel {
     /// # Errors
     /// [`ChannelError::Closed`] if the deputy is gone, and the others as they say.
     pub fn finish_call(&mut self, memory: &dyn UserMemory) -> Result<CallReply, ChannelError> {
-        self.await_reply()?;
+        self.finish_call_unless(memory, &|| false)
+    }
+
+    /// The same, but gives up where the wait is interrupted and `give_up` says so.
+    ///
+    /// # Errors
+    /// [`ChannelError::GivenUp`], and as [`finish_call`](Self::finish_call).
+    pub fn finish_call_unless(
+        &mut self,
+        memory: &dyn UserMemory,
+        give_up: &dyn Fn() -> bool,
+    ) -> Result<CallReply, ChannelError> {
+        self.await_reply_unless(give_up)?;
         let pending = self.pending.take();
         let Some(Pending { nr, args, reply: Some((header, file)), .. }) = pending else {
             return Err(ChannelError::OutOfTurn);
@@ -190,6 +205,26 @@ impl CallChannel {
         let payload = &self.input[ReplyHeader::SIZE..][..header.length as usize];
         let ret = marshal::decode(nr, &args, header.ret, payload, memory).unwrap_or_else(|errno| -(errno as i64));
         Ok(CallReply { ret, signals: self.signals(&header), file })
+    }
+
+    /// The number of the last request.
+    pub fn seq(&self) -> u32 {
+        self.seq
+    }
+
+    /// Goes on with numbers behind `seq`, as the connection that this one replaces.
+    pub fn continue_from(&mut self, seq: u32) {
+        self.seq = seq;
+    }
+
+    /// The call whose reply is awaited: number, arguments and [`flags`].
+    pub fn pending_call(&self) -> Option<(u32, [u64; 6], u32)> {
+        self.pending.as_ref().map(|pending| (pending.nr, pending.args, pending.flags))
+    }
+
+    /// Awaits the reply to the last request, which was sent on the connection that this one replaces.
+    pub fn resume_call(&mut self, nr: u32, args: [u64; 6], flags: u32) {
+        self.pending = Some(Pending { nr, args, flags: flags & !flags::POSTED, reply: None });
     }
 
     /// Whether a call was begun of which the reply is not taken.
@@ -202,13 +237,17 @@ impl CallChannel {
     /// # Errors
     /// As [`finish_call`](Self::finish_call).
     pub fn await_reply(&mut self) -> Result<(), ChannelError> {
+        self.await_reply_unless(&|| false)
+    }
+
+    fn await_reply_unless(&mut self, give_up: &dyn Fn() -> bool) -> Result<(), ChannelError> {
         let pending = self.pending.as_ref().ok_or(ChannelError::OutOfTurn)?;
         if pending.reply.is_some() {
             return Ok(());
         }
         let mut descriptors = Vec::new();
         let takes_file = pending.flags & flags::HAND_OVER != 0;
-        let header = self.receive(takes_file.then_some(&mut descriptors))?;
+        let header = self.receive(takes_file.then_some(&mut descriptors), give_up)?;
         if let Some(pending) = &mut self.pending {
             pending.reply = Some((header, descriptors.pop()));
         }
@@ -238,7 +277,7 @@ impl CallChannel {
     pub fn op(&mut self, op: &Op) -> Result<OpReply, ChannelError> {
         self.post(op)?;
         let mut descriptors = Vec::new();
-        let header = self.receive(Some(&mut descriptors))?;
+        let header = self.receive(Some(&mut descriptors), &|| false)?;
         let payload = self.input[ReplyHeader::SIZE..][..header.length as usize].to_vec();
         Ok(OpReply { ret: header.ret, payload, descriptors, signals: self.signals(&header) })
     }
@@ -284,7 +323,11 @@ impl CallChannel {
     }
 
     /// Reads a reply into `input`: its header, payload and signals.
-    fn receive(&mut self, mut descriptors: Option<&mut Vec<OwnedFd>>) -> Result<ReplyHeader, ChannelError> {
+    fn receive(
+        &mut self,
+        mut descriptors: Option<&mut Vec<OwnedFd>>,
+        give_up: &dyn Fn() -> bool,
+    ) -> Result<ReplyHeader, ChannelError> {
         if self.input.len() > KEEP {
             self.input.truncate(INPUT);
             self.input.shrink_to_fit();
@@ -296,11 +339,18 @@ impl CallChannel {
             while got < wanted {
                 let room = &mut self.input[got..];
                 let more = match &mut descriptors {
-                    Some(descriptors) => frame::receive_with_descriptors(&self.stream, room, descriptors)?,
-                    None => match self.stream.read(room) {
-                        Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                        more => more?,
-                    },
+                    Some(descriptors) => frame::receive_with_descriptors_once(&self.stream, room, descriptors),
+                    None => self.stream.read(room),
+                };
+                let more = match more {
+                    // What has begun to come comes to its end.
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                        if got == 0 && give_up() {
+                            return Err(ChannelError::GivenUp);
+                        }
+                        continue;
+                    }
+                    more => more?,
                 };
                 if more == 0 {
                     return Err(ChannelError::Closed);

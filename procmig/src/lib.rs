@@ -6,6 +6,7 @@ pub mod deputy;
 pub mod elf;
 pub mod futex;
 pub mod kernel;
+pub mod migration;
 pub mod mm;
 pub mod node;
 pub mod signal;

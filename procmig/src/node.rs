@@ -1,8 +1,12 @@
 //! A node VM as a process: what `skeind` starts.
 
 use crate::kernel::{Kernel, KernelError};
-use crate::wire::control::{MAX_MESSAGE, MAX_REQUEST, NodeReply, NodeRequest, NodeStatus, VERSION};
+use crate::migration::image::MAX_THREADS;
+use crate::migration::wire::Ticket;
+use crate::migration::{source, target};
+use crate::wire::control::{MAX_MESSAGE, MAX_REQUEST, NodeReply, NodeRequest, NodeStatus, ToNode, VERSION};
 use crate::wire::frame::{self, FrameError};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -141,6 +145,20 @@ fn converse(
                 }
                 return Ok(());
             }
+            NodeRequest::Receive(offer) => return target::receive(kernel, &connection, &offer),
+            NodeRequest::Adopt { ticket, threads, more } => {
+                return adopt(connection, kernel, ticket, &threads, descriptors, more);
+            }
+            NodeRequest::Migrate(order) => {
+                let tell = &mut |event| {
+                    // Who has asked may be gone; the migration goes on.
+                    let _ = frame::send(&connection, &NodeReply::Migration(event), &[]);
+                };
+                match source::migrate(kernel, &order, tell) {
+                    Ok(record) => NodeReply::Migrated(record),
+                    Err(error) => NodeReply::Refused(crate::chain(&error)),
+                }
+            }
             NodeRequest::Status => NodeReply::Status(status(kernel, start_micros)),
             NodeRequest::Processes => {
                 let mut all: Vec<_> = kernel.processes().iter().map(|process| process.status()).collect();
@@ -162,6 +180,57 @@ fn converse(
         };
         debug_assert!(frame::encode(&reply).is_ok_and(|bytes| bytes.len() <= MAX_MESSAGE));
         frame::send(&connection, &reply, &[])?;
+    }
+}
+
+/// Takes the connections of a process that has arrived, and runs it when its deputy says so.
+fn adopt(
+    connection: UnixStream,
+    kernel: &Arc<Kernel>,
+    ticket: Ticket,
+    threads: &[i32],
+    descriptors: Vec<OwnedFd>,
+    more: bool,
+) -> Result<(), FrameError> {
+    let mut calls = HashMap::new();
+    let mut take = |threads: &[i32], descriptors: Vec<OwnedFd>| {
+        let matches = threads.len() == descriptors.len() && calls.len() + threads.len() <= MAX_THREADS;
+        calls.extend(threads.iter().copied().zip(descriptors.into_iter().map(UnixStream::from)));
+        matches
+    };
+    let mut right = take(threads, descriptors);
+    let mut more = more;
+    while more && right {
+        match frame::receive::<NodeRequest>(&connection, MAX_MESSAGE)? {
+            (NodeRequest::Adopt { ticket: again, threads, more: others }, descriptors) => {
+                right = again == ticket && take(&threads, descriptors);
+                more = others;
+            }
+            _ => right = false,
+        }
+    }
+    let refuse = |reason: String| frame::send(&connection, &NodeReply::Refused(reason), &[]);
+    if !right {
+        return refuse("a deputy must pass a connection for each thread".to_owned());
+    }
+    let Some(mut arrival) = kernel.arrivals.take(&ticket) else {
+        return refuse("no such process has arrived, or it waits no more".to_owned());
+    };
+    let control = connection.try_clone()?;
+    control.set_read_timeout(None)?;
+    if let Err(error) = arrival.connect(control, calls) {
+        return refuse(crate::chain(&error));
+    }
+    frame::send(&connection, &NodeReply::Done, &[])?;
+    connection.set_read_timeout(Some(PATIENCE))?;
+    match frame::receive::<ToNode>(&connection, MAX_MESSAGE)? {
+        (ToNode::Run { epoch }, _) if arrival.is_for(epoch) => {
+            connection.set_read_timeout(None)?;
+            arrival.run();
+            Ok(())
+        }
+        // The deputy keeps it where it was.
+        _ => Ok(()),
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod accounts;
 pub mod addr;
 pub mod call_slot;
+pub mod dirty;
 pub mod entry;
 pub mod frames;
 pub mod guard;

@@ -1,6 +1,7 @@
 //! A node's virtual machine: guest memory with the shim in it, and vCPUs to run guest threads on.
 
 use crate::addr::{Frame, GuestPhysAddr, LARGE_PAGE_SIZE, PAGE_SIZE};
+use crate::dirty::Trackers;
 use crate::entry::{EntryMode, Paging};
 use crate::frames::FrameAllocator;
 use crate::hypervisor::{Hypervisor, HypervisorError, Vcpu, VcpuSetup, Vm};
@@ -59,6 +60,7 @@ pub struct Machine {
     frames: FrameAllocator,
     tables: TableFrames,
     windows: WindowFrames,
+    trackers: Trackers,
     vcpus: AtomicU32,
     max_vcpus: u32,
     modes: OnceLock<entry::Modes>,
@@ -88,6 +90,7 @@ impl Machine {
             frames,
             tables: TableFrames::default(),
             windows: WindowFrames::default(),
+            trackers: Trackers::default(),
             ram,
             vcpus: AtomicU32::new(0),
             max_vcpus: hypervisor.info().max_vcpus.min(layout::MAX_VCPUS),
@@ -111,6 +114,10 @@ impl Machine {
     /// Frames of page tables.
     pub fn tables(&self) -> &TableFrames {
         &self.tables
+    }
+
+    pub(crate) fn trackers(&self) -> &Trackers {
+        &self.trackers
     }
 
     pub(crate) fn windows(&self) -> &WindowFrames {

@@ -1,13 +1,14 @@
 //! The node VM's physical memory: one area of this process, backed as it is touched.
 
 use crate::addr::{Frame, GuestPhysAddr, LARGE_PAGE_SIZE, PAGE_SIZE};
+use crate::dirty::OwnWrites;
 use crate::guard::Guard;
 use crate::windows::Shown;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::OnceLock;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{Bytes, FileOffset, VolatileMemory, VolatileSlice};
 
@@ -40,6 +41,7 @@ pub struct GuestRam {
     guard: OnceLock<Guard>,
     region: MmapRegion,
     backing: Backing,
+    own_writes: OwnWrites,
 }
 
 impl GuestRam {
@@ -55,7 +57,7 @@ impl GuestRam {
         };
         let region = MmapRegion::build(file, bytes as usize, protection, flags | libc::MAP_NORESERVE)
             .map_err(io::Error::other)?;
-        Ok(Self { guard: OnceLock::new(), region, backing })
+        Ok(Self { guard: OnceLock::new(), region, backing, own_writes: OwnWrites::default() })
     }
 
     /// Bytes.
@@ -73,6 +75,15 @@ impl GuestRam {
         self.region.as_ptr()
     }
 
+    pub(crate) fn own_writes(&self) -> &OwnWrites {
+        &self.own_writes
+    }
+
+    /// Declares that this process has written a range by its address.
+    pub fn note_written(&self, at: GuestPhysAddr, bytes: u64) {
+        self.own_writes.note(at, bytes);
+    }
+
     fn slice(&self, at: GuestPhysAddr, bytes: usize) -> VolatileSlice<'_> {
         self.region.get_slice(at.raw() as usize, bytes).expect("guest physical addresses come from the frame allocator")
     }
@@ -88,6 +99,7 @@ impl GuestRam {
     /// Copies in. Panics as [`read`](Self::read).
     pub fn write(&self, at: GuestPhysAddr, bytes: &[u8]) {
         self.slice(at, bytes.len()).copy_from(bytes);
+        self.own_writes.note(at, bytes.len() as u64);
     }
 
     /// Reads an aligned quadword at once. Panics as [`read`](Self::read), and if it is not aligned.
@@ -98,6 +110,7 @@ impl GuestRam {
     /// Writes an aligned quadword at once. Panics as [`load`](Self::load).
     pub fn store(&self, at: GuestPhysAddr, value: u64) {
         self.slice(at, 8).store(value, 0, Ordering::Release).expect("aligned and within the memory");
+        self.own_writes.note(at, 8);
     }
 
     /// Reads an aligned doubleword at once. Panics as [`load`](Self::load).
@@ -108,6 +121,7 @@ impl GuestRam {
     /// Writes an aligned doubleword at once. Panics as [`load`](Self::load).
     pub fn store_u32(&self, at: GuestPhysAddr, value: u32) {
         self.slice(at, 4).store(value, 0, Ordering::SeqCst).expect("aligned and within the memory");
+        self.own_writes.note(at, 4);
     }
 
     /// Replaces an aligned doubleword if it still is `current`; `Err` is what it is instead.
@@ -124,7 +138,9 @@ impl GuestRam {
         // SAFETY: aligned, within the mapping, which lives as long as `self`; all accesses to a
         // word that threads share are atomic.
         let word = unsafe { std::sync::atomic::AtomicU32::from_ptr(guard.as_ptr().cast()) };
-        word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst).map(drop)
+        let exchanged = word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst).map(drop);
+        self.own_writes.note(at, 4);
+        exchanged
     }
 
     /// Fills a frame with zeros.
@@ -132,10 +148,21 @@ impl GuestRam {
         self.write(frame.address(), &[0; PAGE_SIZE as usize]);
     }
 
+    /// Whether a frame is all zeros.
+    pub fn is_zero(&self, frame: Frame) -> bool {
+        let slice = self.slice(frame.address(), PAGE_SIZE as usize);
+        let guard = slice.ptr_guard();
+        // SAFETY: aligned, within the mapping, which lives as long as `self`; words that threads share are
+        // read atomically.
+        let words = unsafe { std::slice::from_raw_parts(guard.as_ptr().cast::<AtomicU64>(), PAGE_SIZE as usize / 8) };
+        words.chunks_exact(8).all(|line| line.iter().fold(0, |all, word| all | word.load(Ordering::Relaxed)) == 0)
+    }
+
     /// Copies a frame.
     pub fn copy_frame(&self, from: Frame, to: Frame) {
         self.slice(from.address(), PAGE_SIZE as usize)
             .copy_to_volatile_slice(self.slice(to.address(), PAGE_SIZE as usize));
+        self.own_writes.note(to.address(), PAGE_SIZE);
     }
 
     /// Gives `count` frames back to the host: they read as zeros from now on.
@@ -150,6 +177,7 @@ impl GuestRam {
             Backing::Anonymous => libc::MADV_DONTNEED,
         };
         self.advise(first.address(), u64::from(count) * PAGE_SIZE, advice);
+        self.own_writes.note(first.address(), u64::from(count) * PAGE_SIZE);
     }
 
     /// Asks the host for huge pages (`MADV_HUGEPAGE`) in a range of whole 2 MiB blocks.

@@ -25,3 +25,17 @@ pub struct Regs {
     pub rip: u64,
     pub rflags: u64,
 }
+
+impl Regs {
+    /// The registers in the order of the fields.
+    pub fn to_words(&self) -> [u64; 18] {
+        let Self { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags } = *self;
+        [rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags]
+    }
+
+    /// The registers that [`to_words`](Self::to_words) has given.
+    pub fn from_words(words: [u64; 18]) -> Self {
+        let [rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags] = words;
+        Self { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags }
+    }
+}

@@ -6,6 +6,7 @@ pub mod demo;
 pub mod doctor;
 pub mod host;
 pub mod man;
+pub mod mosmigrate;
 pub mod mosps;
 pub mod mosrun;
 pub mod node;

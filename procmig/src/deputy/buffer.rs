@@ -64,6 +64,13 @@ impl ReplyBuffer {
         unsafe { std::slice::from_raw_parts_mut(self.memory.add(from), self.length - from) }
     }
 
+    /// The first bytes of what was finished last.
+    pub(super) fn finished(&self, length: usize) -> &[u8] {
+        let length = length.min(self.length - START);
+        // SAFETY: as in `payload`.
+        unsafe { std::slice::from_raw_parts(self.memory.add(START), length) }
+    }
+
     /// Puts the header before a payload of so many bytes; gives all of it.
     pub(super) fn finish(&mut self, header: &ReplyHeader, payload: usize) -> &[u8] {
         let length = ReplyHeader::SIZE + payload.min(self.length - START - ReplyHeader::SIZE);

@@ -2,11 +2,11 @@
 
 use super::descriptors::Own;
 use super::threads::{THREADS, Thread, lock};
-use super::{descriptors, end, home_proc, kernel, signals};
+use super::{descriptors, end, home_proc, kernel, moving, signals};
 use crate::wire::control::{MAX_MESSAGE, ToDeputy, ToNode};
 use crate::wire::frame;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -30,22 +30,24 @@ const REPEAT: i32 = 1;
 /// If there can be no more threads.
 pub(super) fn start(connection: Own) -> io::Result<()> {
     // SAFETY: the number is the deputy's own and stays open for as long as the process lives.
-    let stream = unsafe { UnixStream::from_raw_fd(connection.leak()) };
+    let mut stream = unsafe { UnixStream::from_raw_fd(connection.leak()) };
     let mask = signals::set_mask(u64::MAX);
     let started = std::thread::Builder::new().name(NAME.into()).stack_size(STACK);
-    let started = started.spawn(move || run(&stream));
+    let started = started.spawn(move || run(&mut stream));
     signals::set_mask(mask);
     started.map(drop)
 }
 
-fn run(stream: &UnixStream) {
+fn run(stream: &mut UnixStream) {
     TID.store(kernel::gettid(), Ordering::Relaxed);
     let mut cancelled: Vec<(Arc<Thread>, u32)> = Vec::new();
+    // While a migration is decided no signal is sent: nobody knows to whom.
+    let mut holds = false;
     loop {
         cancelled.retain(|(thread, seq)| thread.poke(*seq));
         let wait = if cancelled.is_empty() { -1 } else { REPEAT };
         let poll = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        let mut fds = [poll(stream.as_raw_fd()), poll(signals::descriptor())];
+        let mut fds = [poll(stream.as_raw_fd()), poll(if holds { -1 } else { signals::descriptor() })];
         // SAFETY: the kernel reads and writes two `pollfd`.
         unsafe { libc::poll(fds.as_mut_ptr(), 2, wait) };
         if fds[1].revents != 0 {
@@ -61,6 +63,24 @@ fn run(stream: &UnixStream) {
                     }
                 }
                 Ok((ToDeputy::Trace(line), _)) => trace(line),
+                Ok((ToDeputy::Hold { epoch }, _)) if moving::is_next(epoch) => {
+                    holds = true;
+                    relay(stream);
+                    say(stream, &ToNode::Held { epoch });
+                }
+                Ok((ToDeputy::Release { epoch } | ToDeputy::Hold { epoch }, _)) => holds &= !moving::is_next(epoch),
+                Ok((ToDeputy::Commit(commit), _)) => {
+                    let epoch = commit.epoch;
+                    match moving::hand_over(&commit) {
+                        Ok(new) => {
+                            say(stream, &ToNode::Moved { epoch });
+                            cancelled.clear();
+                            descriptors::close(std::mem::replace(stream, new).into_raw_fd());
+                        }
+                        Err(error) => say(stream, &ToNode::Kept { epoch, reason: crate::chain(&error) }),
+                    }
+                    holds = false;
+                }
                 Err(_) => end::lost(),
             }
         }
@@ -76,6 +96,11 @@ fn relay(stream: &UnixStream) {
             return;
         }
     }
+}
+
+/// Tells the node something. That its end is closed is seen where it is read.
+fn say(stream: &UnixStream, message: &ToNode) {
+    let _ = frame::send(stream, message, &[]);
 }
 
 fn trace(mut line: String) {

@@ -86,6 +86,11 @@ pub(super) fn die(signal: u32) -> ! {
     exit(128 + number)
 }
 
+/// Notes the node's name.
+pub(super) fn note_node(name: &str) {
+    lock(&NAMES).1 = name.to_owned();
+}
+
 /// Notes the program's name.
 pub(super) fn note_program(name: &[u8]) {
     lock(&NAMES).0 = name.to_vec();

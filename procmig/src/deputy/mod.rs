@@ -15,6 +15,7 @@ mod home_proc;
 mod kernel;
 mod listing;
 mod messages;
+mod moving;
 mod ops;
 mod report;
 mod segments;

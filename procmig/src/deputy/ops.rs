@@ -3,7 +3,7 @@
 use super::descriptors::{self, Own};
 use super::serve::{Next, Server};
 use super::threads::{THREADS, lock};
-use super::{command_line, control, end, files, kernel, report, segments, signals};
+use super::{command_line, control, end, files, kernel, moving, report, segments, signals};
 use crate::wire::op::Op;
 use nix::errno::Errno;
 use std::io;
@@ -132,6 +132,7 @@ fn fork() -> io::Result<Next> {
     keep.extend([control.as_raw_fd(), call.as_raw_fd()]);
     descriptors::close_all_but(&keep);
     report::forget();
+    moving::forget();
     let started = signals::open().and_then(|()| control::start(control));
     drop(making);
     if started.is_err() {

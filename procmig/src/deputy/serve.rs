@@ -34,6 +34,20 @@ pub(super) struct Server {
     reply: ReplyBuffer,
     mask: u64,
     guest_blocks: u32,
+    /// Number of the last request.
+    last: u32,
+    /// The last reply, which is in its buffer still.
+    replied: Option<Replied>,
+}
+
+/// A reply that was sent.
+#[derive(Debug, Clone, Copy)]
+struct Replied {
+    seq: u32,
+    /// Bytes, the header too.
+    length: usize,
+    /// The guest's descriptor whose file it passed.
+    passed: Option<RawFd>,
 }
 
 /// What an operation leaves to be done.
@@ -58,14 +72,16 @@ impl Server {
     /// If there is no memory.
     pub(super) fn new(connection: Own, guest_blocks: u32) -> io::Result<Self> {
         Ok(Self {
+            thread: Thread::register(connection.as_raw_fd()),
             connection,
-            thread: Thread::register(),
             input: vec![0; INPUT],
             start: 0,
             end: 0,
             reply: ReplyBuffer::new()?,
             mask: 0,
             guest_blocks,
+            last: 0,
+            replied: None,
         })
     }
 
@@ -95,15 +111,40 @@ impl Server {
         if self.input.len() > KEEP && self.start == self.end {
             self.input = vec![0; INPUT];
         }
-        self.fill(RequestHeader::SIZE)?;
+        while self.fill(RequestHeader::SIZE).is_none() {
+            // Nothing comes any more; perhaps because the process has migrated.
+            if self.start != self.end || !self.reconnect() {
+                return None;
+            }
+        }
         let bytes = self.input[self.start..].first_chunk()?;
         let header = RequestHeader::decode(bytes);
+        self.last = header.seq;
         self.start += RequestHeader::SIZE;
         if header.length as usize > MAX_PAYLOAD {
             return None;
         }
         self.fill(header.length as usize)?;
         Some(header)
+    }
+
+    /// Goes over to the connection to the process's new node, and sends again what the old one has not read;
+    /// `false` if there is none, or it does not go on where the old one ends.
+    fn reconnect(&mut self) -> bool {
+        let Some((seq, awaits)) = self.thread.take_new_connection(&mut self.connection) else { return false };
+        if seq != self.last {
+            return false;
+        }
+        match self.replied {
+            Some(replied) if awaits && replied.seq == seq => self.send_again(replied),
+            _ => true,
+        }
+    }
+
+    fn send_again(&mut self, replied: Replied) -> bool {
+        let bytes = self.reply.finished(replied.length);
+        let passed = replied.passed.filter(|&fd| files::may_hand_over(fd));
+        send_all(&self.connection, bytes, passed.as_slice()).is_ok()
     }
 
     /// Reads until `wanted` bytes are there.
@@ -182,8 +223,9 @@ impl Server {
             Next::Become(connection) => {
                 // The parent's connection was closed with all that the child inherited.
                 std::mem::replace(&mut self.connection, connection).leak();
-                self.thread = Thread::register();
+                self.thread = Thread::register(self.connection.as_raw_fd());
                 (self.start, self.end) = (0, 0);
+                (self.last, self.replied) = (0, None);
             }
         }
         true
@@ -235,29 +277,45 @@ impl Server {
     fn send(&mut self, seq: u32, ret: i64, length: usize, signals: u32, descriptors: &[RawFd]) {
         let header = ReplyHeader { seq, length: length as u32, ret, signals, reserved: 0 };
         let bytes = self.reply.finish(&header, length + signals as usize * SIGINFO_SIZE);
-        let fd = self.connection.as_raw_fd();
-        let mut sent = 0;
-        if !descriptors.is_empty() {
-            // SAFETY: the connection is open for as long as `self` is, which closes it.
-            let stream = ManuallyDrop::new(unsafe { UnixStream::from_raw_fd(fd) });
-            match frame::send_with_descriptors(&stream, bytes, descriptors) {
-                Ok(count) => sent = count,
-                // The guest has closed it meanwhile, or has too many in flight: the reply goes without.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ETOOMANYREFS)) => {}
-                Err(_) => end::lost(),
-            }
+        let replied = Replied { seq, length: bytes.len(), passed: descriptors.first().copied() };
+        if send_all(&self.connection, bytes, descriptors).is_ok() {
+            self.replied = Some(replied);
+            return;
         }
-        while sent < bytes.len() {
-            let rest = &bytes[sent..];
-            let flags = libc::MSG_NOSIGNAL as u64;
-            let args = [fd as u64, rest.as_ptr() as u64, rest.len() as u64, flags, 0, 0];
-            // SAFETY: the kernel reads `rest`; there is no address.
-            let put = unsafe { kernel::call(libc::SYS_sendto as u32, args) };
-            match kernel::errno(put) {
-                Some(Errno::EINTR) => {}
-                Some(_) => end::lost(),
-                None => sent += put as usize,
-            }
+        // The process has migrated while the call was made: the reply goes to where it is now.
+        self.replied = None;
+        if !self.reconnect() || !self.send_again(replied) {
+            end::lost();
+        }
+        self.replied = Some(replied);
+    }
+}
+
+/// Sends a reply, with descriptors.
+fn send_all(connection: &Own, bytes: &[u8], descriptors: &[RawFd]) -> Result<(), Errno> {
+    let fd = connection.as_raw_fd();
+    let mut sent = 0;
+    if !descriptors.is_empty() {
+        // SAFETY: the connection is open for as long as it is borrowed, which closes it.
+        let stream = ManuallyDrop::new(unsafe { UnixStream::from_raw_fd(fd) });
+        match frame::send_with_descriptors(&stream, bytes, descriptors) {
+            Ok(count) => sent = count,
+            // The guest has closed it meanwhile, or has too many in flight: the reply goes without.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ETOOMANYREFS)) => {}
+            Err(error) => return Err(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))),
         }
     }
+    while sent < bytes.len() {
+        let rest = &bytes[sent..];
+        let flags = libc::MSG_NOSIGNAL as u64;
+        let args = [fd as u64, rest.as_ptr() as u64, rest.len() as u64, flags, 0, 0];
+        // SAFETY: the kernel reads `rest`; there is no address.
+        let put = unsafe { kernel::call(libc::SYS_sendto as u32, args) };
+        match kernel::errno(put) {
+            Some(Errno::EINTR) => {}
+            Some(errno) => return Err(errno),
+            None => sent += put as usize,
+        }
+    }
+    Ok(())
 }

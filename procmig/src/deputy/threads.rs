@@ -9,7 +9,9 @@
 //! A call that is cancelled before its request was read is begun all the same, and broken off if it
 //! blocks: so a call that never blocks, as the read of a file, never says `EINTR`, as on Linux.
 
+use super::descriptors::Own;
 use super::kernel;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
@@ -31,6 +33,19 @@ pub(super) struct Thread {
     /// `seq << 2` of the last request, with `RUNNING` while it is a call that is under way, and with
     /// `MARKED` too while it is sent a signal.
     state: AtomicU64,
+    /// The descriptor that it serves, and the one that it is to serve instead.
+    connection: Mutex<(RawFd, Option<NewConnection>)>,
+}
+
+/// What a thread is to serve when its process has migrated.
+#[derive(Debug)]
+pub(super) struct NewConnection {
+    /// To the new node.
+    pub connection: Own,
+    /// The last request on the old one.
+    pub seq: u32,
+    /// The old node has not read the reply to it.
+    pub awaits: bool,
 }
 
 /// All of them.
@@ -43,10 +58,30 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Thread {
     /// Registers the calling thread.
-    pub(super) fn register() -> Arc<Self> {
-        let thread = Arc::new(Self { tid: kernel::gettid(), state: AtomicU64::new(0) });
+    pub(super) fn register(connection: RawFd) -> Arc<Self> {
+        let connection = Mutex::new((connection, None));
+        let thread = Arc::new(Self { tid: kernel::gettid(), state: AtomicU64::new(0), connection });
         lock(&THREADS).push(thread.clone());
         thread
+    }
+
+    /// From the control thread: has the thread serve another connection. What it has not read of the old one it
+    /// still reads; what it writes to it fails.
+    pub(super) fn reconnect(&self, new: NewConnection) {
+        let mut connection = lock(&self.connection);
+        connection.1 = Some(new);
+        // SAFETY: no pointers. The number is the thread's until it has taken the new one, which it does with the
+        // lock held.
+        unsafe { libc::shutdown(connection.0, libc::SHUT_RDWR) };
+    }
+
+    /// Takes the connection to serve from now on, in place of `old`, if there is a new one.
+    pub(super) fn take_new_connection(&self, old: &mut Own) -> Option<(u32, bool)> {
+        let mut connection = lock(&self.connection);
+        let NewConnection { connection: new, seq, awaits } = connection.1.take()?;
+        connection.0 = new.as_raw_fd();
+        *old = new;
+        Some((seq, awaits))
     }
 
     /// Forgets a thread.

@@ -15,6 +15,19 @@ impl CpuSet {
         Self(bits)
     }
 
+    /// Its bits without the zeros at the end.
+    pub fn to_bytes(self) -> Vec<u8> {
+        let used = self.0.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+        self.0[..used].to_vec()
+    }
+
+    /// The set that [`to_bytes`](Self::to_bytes) has given; `None` if there are too many bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut bits = [0; MASK];
+        bits.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(Self(bits))
+    }
+
     /// The CPUs of a thread of this host; `None` if it cannot be asked, as one that has ended.
     pub fn of(tid: i32) -> Option<Self> {
         let mut bits = [0; MASK];

@@ -33,6 +33,14 @@ impl Group {
         self.account
     }
 
+    /// What it may have: bytes of memory, and threads.
+    pub fn limits(&self) -> (Option<u64>, Option<u32>) {
+        let frames = self.machine.frames();
+        let memory =
+            self.account.is_limited().then(|| u64::from(frames.account_state(self.account).1) * vmm::addr::PAGE_SIZE);
+        (memory, (self.max_threads != u32::MAX).then_some(self.max_threads))
+    }
+
     /// One more thread; `None` if it has as many as it may have.
     pub fn admit(self: &Arc<Self>) -> Option<Permit> {
         let more = |threads: u32| (threads < self.max_threads).then_some(threads + 1);

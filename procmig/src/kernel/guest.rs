@@ -42,6 +42,15 @@ pub struct Start {
 /// cut the file and extend it again, all the time.
 const MAX_UNBACKED: u32 = 1000;
 
+/// What is left of a call in which a thread stood still.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Again {
+    /// When its time is over, if it has begun to wait; the inner one is `None` for never.
+    pub deadline: Option<Option<Instant>>,
+    /// Bytes of it that are done.
+    pub progress: u64,
+}
+
 /// Why a forwarded call cannot go on: the deputy is gone.
 #[derive(Debug)]
 pub struct Lost;
@@ -60,6 +69,8 @@ pub struct GuestThread {
     pub last_fault: (u64, u64, u64),
     /// Calls without exits.
     pub exitless: Exitless,
+    /// What a call knows of itself that is made again because the thread stood still in it.
+    pub again: Again,
     /// Kept until the memory is free; so it is the last.
     leaver: Option<Leaver>,
     /// Until it begins to end.
@@ -91,6 +102,7 @@ impl GuestThread {
             space,
             last_fault: (0, 0, 0),
             exitless: Exitless::default(),
+            again: Again::default(),
             leaver: None,
             permit: Some(permit),
         })
@@ -102,11 +114,16 @@ impl GuestThread {
     }
 
     /// Sets the vCPU up and runs the thread to its end.
-    pub fn run(mut self, cpu: &mut UserCpu, start: Start) -> Option<Self> {
+    pub fn run(self, cpu: &mut UserCpu, start: Start) -> Option<Self> {
+        self.run_from(cpu, start, false)
+    }
+
+    /// The same; `in_call` is whether the thread is in the system call that its registers say.
+    pub fn run_from(mut self, cpu: &mut UserCpu, start: Start, in_call: bool) -> Option<Self> {
         *cpu.regs_mut() = start.regs;
         cpu.set_segment_bases(start.bases.0, start.bases.1);
         if let Err(error) = cpu.set_fpu(&start.fpu) {
-            tracing::error!(error = %crate::chain(&error), "vector state");
+            self.die(&crate::chain(&error));
         }
         cpu.set_root(self.space.root());
         if let Some(at) = start.child_tid {
@@ -115,7 +132,13 @@ impl GuestThread {
             let _ = self.with_memory(cpu, |memory| memory.write_u32(GuestVirtAddr(at), tid));
         }
         // A fault of ours that one program has brought about ends that program alone.
-        let ran = catch_unwind(AssertUnwindSafe(|| self.go(cpu)));
+        let ran = catch_unwind(AssertUnwindSafe(|| {
+            // Signals may wait already.
+            self.thread.notify_self();
+            if !in_call || self.is_to_go_on() && self.system_call(cpu) {
+                self.go(cpu);
+            }
+        }));
         if ran.is_err() {
             self.die("the node's own code has panicked");
         }
@@ -206,6 +229,10 @@ impl GuestThread {
         if self.process.must_end(self.thread.tid()) {
             return false;
         }
+        if self.process.freezer.is_wanted() {
+            self.stand_still(cpu, None);
+            return true;
+        }
         if self.process.is_stopped() {
             self.process.wait_while_stopped();
             // What came meanwhile is looked at in the next round.
@@ -227,6 +254,8 @@ impl GuestThread {
             Outcome::Replaced => None,
             Outcome::End => return false,
             Outcome::Restart(kind) => Some((kind, nr)),
+            // It is the dispatcher's to see to.
+            Outcome::Paused => return false,
         };
         if self.process.group.is_beyond() && !self.kernel().relieve(&self.process, Whose::Group) {
             self.process.begin_exit(Ending::Signal(libc::SIGKILL));
@@ -238,6 +267,9 @@ impl GuestThread {
             }
             if self.process.is_stopped() {
                 self.process.wait_while_stopped();
+            }
+            if self.process.freezer.is_wanted() {
+                self.thread.notify_self();
             }
             self.deliver_signals(cpu, restart);
         }

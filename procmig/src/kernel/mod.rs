@@ -11,6 +11,7 @@ pub mod deliver;
 pub mod descriptors;
 mod exec;
 pub mod exitless;
+pub mod freeze;
 pub mod group;
 pub mod guest;
 pub mod handed;
@@ -29,6 +30,7 @@ pub mod timers;
 mod waiter;
 
 use crate::futex::FutexTable;
+use crate::migration::target::Arrivals;
 use crate::mm::file::FileCache;
 use crate::mm::object::{PageObject, Source};
 use crate::mm::segments::Segments;
@@ -113,6 +115,8 @@ pub struct Kernel {
     pub hwcap2: u64,
     processes: Mutex<HashMap<i32, Arc<Process>>>,
     ended: Mutex<HashMap<i32, Ended>>,
+    /// Processes that have arrived from other nodes and wait for their deputies.
+    pub arrivals: Arrivals,
     /// Processes whose memory is about to be free.
     pub leaving: memory_short::Leaving,
     /// Held while it is decided who is killed for its memory.
@@ -162,6 +166,7 @@ impl Kernel {
             hwcap2: u64::from(std::arch::x86_64::__cpuid_count(7, 0).ebx & 1) << 1,
             processes: Mutex::default(),
             ended: Mutex::default(),
+            arrivals: Arrivals::default(),
             leaving: memory_short::Leaving::default(),
             choosing: Mutex::default(),
             refused: Mutex::default(),

@@ -1,6 +1,7 @@
 //! A guest process.
 
 use super::descriptors::Descriptors;
+use super::freeze::Freezer;
 use super::group::Group;
 use super::thread::{Thread, ThreadSignals};
 use super::{Kernel, lock};
@@ -16,12 +17,15 @@ use nix::sys::socket::{MsgFlags, send};
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Most signals that wait for a process, whatever its limit is: 8 MiB of them.
 const MAX_PENDING: u64 = 65_536;
+
+/// How long who waits for a deputy does not look whether the process has ended.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// How a process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,6 +141,17 @@ struct Life {
     leader_status: i32,
 }
 
+/// What a deputy says of a migration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It sends no more signals until the migration is decided.
+    Held,
+    /// The process is the target's.
+    Moved,
+    /// The process stays; why.
+    Kept(String),
+}
+
 /// A forwarded call that is to be broken off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cancellation {
@@ -181,6 +196,8 @@ pub struct Process {
     /// Set while the deputy is stopped; threads wait for the change.
     stopped: Mutex<bool>,
     stopped_changed: Condvar,
+    /// Where its threads stand still.
+    pub freezer: Freezer,
     /// The leader's connection, once the leader has ended.
     leader_channel: Mutex<Option<CallChannel>>,
     /// A parent waits in `vfork`.
@@ -193,6 +210,11 @@ pub struct Process {
     home_signals: AtomicU64,
     /// Names its control connection to the relay.
     relay_token: AtomicU64,
+    /// How often it has changed its node.
+    pub epoch: AtomicU32,
+    /// What the deputy has said of a migration, until somebody takes it.
+    verdict: Mutex<Option<Verdict>>,
+    verdict_changed: Condvar,
 }
 
 impl Process {
@@ -230,6 +252,7 @@ impl Process {
             life: Mutex::default(),
             stopped: Mutex::new(false),
             stopped_changed: Condvar::new(),
+            freezer: Freezer::default(),
             leader_channel: Mutex::new(None),
             vforked: Mutex::new(false),
             vfork_over: Condvar::new(),
@@ -238,6 +261,9 @@ impl Process {
             left_changed: Condvar::new(),
             home_signals: AtomicU64::new(0),
             relay_token: AtomicU64::new(u64::MAX),
+            epoch: AtomicU32::new(0),
+            verdict: Mutex::default(),
+            verdict_changed: Condvar::new(),
         })
     }
 
@@ -294,6 +320,11 @@ impl Process {
     /// The control connection.
     pub fn control(&self) -> Arc<UnixStream> {
         lock(&self.control).clone()
+    }
+
+    /// Sets the control connection: the process has come from another node.
+    pub fn set_control(&self, control: Arc<UnixStream>) {
+        *lock(&self.control) = control;
     }
 
     /// All threads.
@@ -356,6 +387,7 @@ impl Process {
         for thread in self.threads() {
             thread.notify();
         }
+        self.freezer.wake();
         self.end_vfork();
     }
 
@@ -392,6 +424,7 @@ impl Process {
         for thread in self.threads().iter().filter(|thread| thread.tid() != tid) {
             thread.notify();
         }
+        self.freezer.wake();
         let mut threads = lock(&self.threads);
         while threads.len() > 1 && lock(&self.life).ending.is_none() {
             threads = self.threads_changed.wait(threads).unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -421,6 +454,12 @@ impl Process {
         self.stopped_changed.notify_all();
     }
 
+    /// Has threads that wait while it is stopped look what else is wanted of them.
+    pub fn wake_stopped(&self) {
+        drop(lock(&self.stopped));
+        self.stopped_changed.notify_all();
+    }
+
     /// Whether it is stopped.
     pub fn is_stopped(&self) -> bool {
         *lock(&self.stopped)
@@ -429,7 +468,7 @@ impl Process {
     /// Waits while it is stopped.
     pub fn wait_while_stopped(&self) {
         let mut stopped = lock(&self.stopped);
-        while *stopped {
+        while *stopped && !self.freezer.is_wanted() {
             stopped = self.stopped_changed.wait(stopped).unwrap_or_else(std::sync::PoisonError::into_inner);
         }
     }
@@ -549,6 +588,41 @@ impl Process {
     /// Most signals that may wait, of the process and all its threads together.
     fn pending_limit(&self) -> usize {
         lock(&self.identity).limit(libc::RLIMIT_SIGPENDING).min(MAX_PENDING) as usize
+    }
+
+    /// Notes what the deputy has said of the migration to `epoch`.
+    pub fn note_verdict(&self, epoch: u32, verdict: Verdict) {
+        if epoch == self.epoch.load(Ordering::SeqCst).wrapping_add(1) {
+            *lock(&self.verdict) = Some(verdict);
+            self.verdict_changed.notify_all();
+        }
+    }
+
+    /// Waits for what the deputy says, for so long at most; `None` if the process ends first.
+    pub fn take_verdict(&self, limit: Option<Duration>) -> Option<Verdict> {
+        let deadline = limit.map(|limit| Instant::now() + limit);
+        let mut verdict = lock(&self.verdict);
+        loop {
+            if let Some(verdict) = verdict.take() {
+                return Some(verdict);
+            }
+            let left = deadline.map_or(LOOK, |deadline| deadline.saturating_duration_since(Instant::now()).min(LOOK));
+            if self.ending().is_some() || left.is_zero() {
+                return None;
+            }
+            let wait = self.verdict_changed.wait_timeout(verdict, left);
+            verdict = wait.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        }
+    }
+
+    /// Whether it shares its memory with a parent that waits for it, or waits for such a child.
+    pub fn is_vforked(&self) -> bool {
+        *lock(&self.vforked)
+    }
+
+    /// Number of the last request of a leader that has ended, if it has.
+    pub fn leader_seq(&self) -> Option<u32> {
+        lock(&self.leader_channel).as_ref().map(CallChannel::seq)
     }
 
     /// What names its control connection to the relay.

@@ -1,6 +1,6 @@
 //! Deputies' control connections: signals that reached them, and their end.
 
-use super::process::{Ending, Process};
+use super::process::{Ending, Process, Verdict};
 use super::{Kernel, lock};
 use crate::wire::control::{MAX_MESSAGE, ToNode};
 use nix::errno::Errno;
@@ -145,6 +145,13 @@ impl Connection {
                     if (1..=64).contains(&info.signal()) {
                         self.process.post(info);
                     }
+                }
+                Ok(ToNode::Held { epoch }) => self.process.note_verdict(epoch, Verdict::Held),
+                Ok(ToNode::Moved { epoch }) => self.process.note_verdict(epoch, Verdict::Moved),
+                Ok(ToNode::Kept { epoch, reason }) => self.process.note_verdict(epoch, Verdict::Kept(reason)),
+                Ok(ToNode::Run { .. }) => {
+                    tracing::warn!(pid = self.process.pid, "the deputy has a process run that runs already");
+                    return false;
                 }
                 Err(error) => {
                     tracing::warn!(pid = self.process.pid, %error, "the deputy sent what cannot be read");

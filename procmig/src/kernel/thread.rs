@@ -15,7 +15,7 @@ use crate::signal::set::SignalSet;
 use crate::wire::usage::Usage;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 /// A thread's signal state.
@@ -70,6 +70,8 @@ pub struct Thread {
     pub tally: Tally,
     /// The host thread that runs it.
     host: HostThread,
+    /// What it has used at nodes where it was before.
+    before: OnceLock<Usage>,
     affinity: Mutex<Affinity>,
     /// CPU time in nanoseconds at its last turn to be told of the process's CPU time.
     pub charged: AtomicU64,
@@ -91,6 +93,7 @@ impl Thread {
             robust_list: AtomicU64::new(0),
             tally: Tally::default(),
             host,
+            before: OnceLock::new(),
             affinity: Mutex::default(),
             charged: AtomicU64::new(0),
         })
@@ -108,18 +111,30 @@ impl Thread {
 
     /// CPU time in nanoseconds that it has used, which the host has accounted to it.
     pub fn cpu_time(&self) -> u64 {
-        self.host.cpu_time()
+        self.before().cpu_nanos.saturating_add(self.host.cpu_time())
+    }
+
+    /// Goes on from what it had used where it was before; once.
+    pub fn continue_from(&self, usage: Usage) {
+        // Nobody else sets it.
+        let _ = self.before.set(usage);
+    }
+
+    fn before(&self) -> Usage {
+        self.before.get().copied().unwrap_or_default()
     }
 
     /// CPU time in nanoseconds that was spent in user mode.
     pub fn user_time(&self) -> u64 {
-        self.cpu_time().saturating_sub(self.host.system_time())
+        self.before().user_nanos().saturating_add(self.host.cpu_time().saturating_sub(self.host.system_time()))
     }
 
     /// What it has used; no memory, which is the process's.
     pub fn usage(&self) -> Usage {
         let cpu_nanos = self.host.cpu_time();
-        Usage { cpu_nanos, system_nanos: self.host.system_time().min(cpu_nanos), ..self.tally.usage() }
+        let mut usage = Usage { cpu_nanos, system_nanos: self.host.system_time().min(cpu_nanos), ..self.tally.usage() };
+        usage.add(&self.before());
+        usage
     }
 
     /// Has it run on these CPUs of the host, if the host has any of them.
@@ -170,6 +185,27 @@ impl Thread {
         }
     }
 
+    /// Has it stand still: at once, wherever it is. A call that waits at home goes on there.
+    pub fn call_to_freeze(&self) {
+        self.attention.store(true, Ordering::SeqCst);
+        self.parker.interrupt();
+        self.gate.kick();
+        self.waiter.interrupt();
+    }
+
+    /// Has itself look for signals before it goes back to the guest.
+    pub fn notify_self(&self) {
+        self.attention.store(true, Ordering::SeqCst);
+    }
+
+    /// The CPUs that it has chosen.
+    pub fn own_affinity(&self) -> Option<Vec<u8>> {
+        match &*lock(&self.affinity) {
+            Affinity::Own(cpus) => Some(cpus.to_bytes()),
+            Affinity::Node | Affinity::Ended => None,
+        }
+    }
+
     /// Takes the attention, once.
     pub fn take_attention(&self) -> bool {
         let taken = self.attention.swap(false, Ordering::SeqCst);
@@ -201,6 +237,16 @@ impl Thread {
         }
         *call = Some((seq, false));
         true
+    }
+
+    /// Declares that the call `seq` is under way already; it is broken off if something is to be looked at.
+    pub fn resume_call(&self, seq: u32) {
+        let mut call = lock(&self.call);
+        let cancelled = self.has_attention();
+        if cancelled {
+            self.process.cancel(Cancellation { tid: self.tid(), seq });
+        }
+        *call = Some((seq, cancelled));
     }
 
     /// Declares that the call is over.

@@ -3,6 +3,7 @@
 use super::process::Process;
 use super::thread::Thread;
 use super::{Kernel, lock};
+use crate::migration::image::TimerImage;
 use crate::signal::info;
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -107,6 +108,55 @@ pub struct ProcessTimers {
 }
 
 impl ProcessTimers {
+    /// All of them, and the number that the next gets.
+    pub fn images(&self) -> (Vec<TimerImage>, i32) {
+        let image = |(&id, timer): (&i32, &Timer)| TimerImage {
+            id,
+            counts: match timer.counts {
+                Counts::Time => (0, 0),
+                Counts::ProcessCpu(pid) => (1, pid),
+                Counts::OwnUserTime => (2, 0),
+                Counts::ThreadCpu(tid) => (3, tid),
+            },
+            clock: timer.clock,
+            notice: match timer.notice {
+                Notice::None => (0, 0, 0, 0),
+                Notice::Process { signal, value } => (1, signal, value, 0),
+                Notice::Thread { signal, value, tid } => (2, signal, value, tid),
+            },
+            deadline: timer.deadline,
+            interval: timer.interval,
+            overrun: timer.overrun,
+        };
+        (self.timers.iter().map(image).collect(), self.next)
+    }
+
+    /// Those of an image; they do not run yet. `None` if they cannot be anybody's.
+    pub fn from_images(images: &[TimerImage], next: i32) -> Option<Self> {
+        let mut timers = HashMap::new();
+        for image in images.iter().take(MAX_TIMERS + 3) {
+            let counts = match image.counts {
+                (0, _) => Counts::Time,
+                (1, pid) => Counts::ProcessCpu(pid),
+                (2, _) => Counts::OwnUserTime,
+                (3, tid) => Counts::ThreadCpu(tid),
+                _ => return None,
+            };
+            let (kind, signal, value, tid) = image.notice;
+            let notice = match kind {
+                0 => Notice::None,
+                _ if !(1..=64).contains(&signal) => return None,
+                1 => Notice::Process { signal, value },
+                2 => Notice::Thread { signal, value, tid },
+                _ => return None,
+            };
+            let mut timer = Timer::new(counts, image.clock, notice);
+            (timer.deadline, timer.interval, timer.overrun) = (image.deadline, image.interval, image.overrun);
+            timers.insert(image.id, timer);
+        }
+        Some(Self { timers, next: next.max(0), generation: 0 })
+    }
+
     /// The timer with this number.
     pub fn get(&self, id: i32) -> Option<&Timer> {
         self.timers.get(&id)
@@ -153,6 +203,8 @@ struct Due {
 pub struct Timers {
     queue: Mutex<BTreeSet<Due>>,
     changed: Condvar,
+    /// Held while a timer expires.
+    expiring: Mutex<()>,
 }
 
 /// Nanoseconds of the host's monotonic clock.
@@ -161,6 +213,24 @@ pub fn monotonic() -> u64 {
     // SAFETY: `time` is the place that the call writes to.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Nanoseconds of the host's monotonic clock at an instant.
+pub fn monotonic_at(instant: Instant) -> u64 {
+    let (now, at) = (Instant::now(), monotonic());
+    let ahead = instant.saturating_duration_since(now).as_nanos() as u64;
+    let behind = now.saturating_duration_since(instant).as_nanos() as u64;
+    at.saturating_add(ahead).saturating_sub(behind)
+}
+
+/// The instant at which the host's monotonic clock shows so many nanoseconds; `None` if that is beyond counting.
+pub fn instant_at(nanos: u64) -> Option<Instant> {
+    let (now, at) = (Instant::now(), monotonic());
+    if nanos >= at {
+        now.checked_add(Duration::from_nanos(nanos - at))
+    } else {
+        Some(now.checked_sub(Duration::from_nanos(at - nanos)).unwrap_or(now))
+    }
 }
 
 /// What has been counted, in nanoseconds; `None` if what uses the CPU time has ended.
@@ -176,7 +246,7 @@ pub fn count(process: &Process, counts: Counts) -> Option<u64> {
 
 impl Timers {
     pub(super) fn new() -> Self {
-        Self { queue: Mutex::default(), changed: Condvar::new() }
+        Self { queue: Mutex::default(), changed: Condvar::new(), expiring: Mutex::default() }
     }
 
     /// Starts the thread.
@@ -199,10 +269,12 @@ impl Timers {
         match queue.first() {
             Some(due) if due.at <= now => {
                 let due = queue.pop_first().expect("just seen");
+                let expiring = lock(&self.expiring);
                 drop(queue);
                 if let Some(process) = kernel.process(due.pid) {
                     self.expire(&process, &due);
                 }
+                drop(expiring);
             }
             first => {
                 let wait = first.map_or(Duration::from_secs(3600), |due| due.at - now);
@@ -326,6 +398,34 @@ impl Timers {
             }
             stays
         });
+    }
+
+    /// Has none of the process's timers expire until [`resume`](Self::resume).
+    pub fn suspend(&self, process: &Process) {
+        let mut timers = lock(&process.timers);
+        timers.generation += 1;
+        let generation = timers.generation;
+        for (&id, timer) in &mut timers.timers {
+            self.take_out(process.pid, id, timer);
+            timer.due = None;
+            timer.generation = generation;
+        }
+        drop(timers);
+        // One that was at it is done with it, its signal too.
+        drop(lock(&self.queue));
+        drop(lock(&self.expiring));
+    }
+
+    /// Has the process's timers expire again.
+    pub fn resume(&self, process: &Process) {
+        let timers = &mut *lock(&process.timers);
+        for (&id, timer) in &mut timers.timers {
+            if let (Some(deadline), None) = (timer.deadline, timer.due) {
+                let now = count(process, timer.counts).unwrap_or(0);
+                let wait = deadline.saturating_sub(now);
+                timer.due = Some(self.push(process.pid, id, timer.generation, wait, timer.counts));
+            }
+        }
     }
 
     /// The process has ended.

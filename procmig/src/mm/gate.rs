@@ -79,6 +79,13 @@ impl Gate {
         self.interrupter.as_ref().is_some_and(|mine| mine.is(interrupter))
     }
 
+    /// Breaks into whatever the thread waits in, too.
+    pub fn kick(&self) {
+        if let Some(interrupter) = &self.interrupter {
+            interrupter.kick();
+        }
+    }
+
     /// Breaks into the thread's run, if it is in the guest or about to be.
     pub fn interrupt(&self) {
         if let Some(interrupter) = &self.interrupter {

@@ -4,6 +4,7 @@ pub mod access;
 mod fault;
 pub mod file;
 pub mod gate;
+pub mod image;
 pub mod layout;
 pub mod object;
 mod places;

@@ -106,6 +106,29 @@ impl PageObject {
         }
     }
 
+    /// The file that it shows a state of, to be passed to another node.
+    pub fn read_file(&self) -> Option<(&File, &FileIdentity)> {
+        if let Source::File { file, identity } = &self.source { Some((file, identity)) } else { None }
+    }
+
+    /// Whether its pages are nothing but memory of this node.
+    pub fn is_memory(&self) -> bool {
+        matches!(self.source, Source::Zeros)
+    }
+
+    /// The frame of a page, if it has it; a name, not to be accessed.
+    pub fn frame(&self, page: u64) -> Option<Frame> {
+        match &self.source {
+            Source::Shared(shared) => shared.frame(page),
+            _ => self.pages().get(&page).copied(),
+        }
+    }
+
+    /// The pages that it has, in order.
+    pub fn frames(&self) -> Vec<(u64, Frame)> {
+        self.pages().iter().map(|(&page, &frame)| (page, frame)).collect()
+    }
+
     /// What it shares with home, if it does.
     pub fn shared(&self) -> Option<&SharedPages> {
         if let Source::Shared(shared) = &self.source { Some(shared) } else { None }

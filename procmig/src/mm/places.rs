@@ -53,7 +53,9 @@ impl AddressSpace {
     pub fn with_present<T>(&self, parts: &[Part], access: Access, body: impl FnOnce(&[libc::iovec]) -> T) -> Option<T> {
         let inner = self.try_lock()?;
         let places = self.present(&inner, parts, access, false)?;
-        Some(body(&places.vectors))
+        let result = body(&places.vectors);
+        self.note(&places, access);
+        Some(result)
     }
 
     /// The same of memory to be read, with the memory free to change: the frames stay what they are.
@@ -70,6 +72,18 @@ impl AddressSpace {
         let result = body(&places.vectors);
         frames.release_all(&places.frames);
         Some(result)
+    }
+
+    /// Notes what may have been written.
+    fn note(&self, places: &Places, access: Access) {
+        if access != Access::Write {
+            return;
+        }
+        let ram = self.machine.ram();
+        for place in &places.vectors {
+            let at = place.iov_base as u64 - ram.host_address() as u64;
+            ram.note_written(GuestPhysAddr(at), place.iov_len as u64);
+        }
     }
 
     /// Copies bytes in, under the conditions of [`with_present`](Self::with_present); whether they were met.
@@ -163,7 +177,9 @@ impl ProcessMemory<'_> {
             Some(places) => places,
             None => self.places(&mut inner, parts, access)?,
         };
-        Ok(body(&places.vectors))
+        let result = body(&places.vectors);
+        self.space().note(&places, access);
+        Ok(result)
     }
 
     /// Runs `body` with the places of `parts` to be read, as [`with_places`](Self::with_places), but with

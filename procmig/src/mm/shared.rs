@@ -179,6 +179,17 @@ impl SharedPages {
         found
     }
 
+    /// Whether guests may write them.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// The frame in which a page is shown, if it is.
+    pub fn frame(&self, page: u64) -> Option<Frame> {
+        let (first, _) = window_of(page);
+        self.windows().get(&first).map(|window| window.frame((page - first) as u32))
+    }
+
     /// Whether a page that was given out cannot be had any more: the file was cut, or has no room.
     pub fn is_gone(&self, machine: &Machine, page: u64, write: bool) -> bool {
         if self.pages().is_ok_and(|pages| page >= pages) {

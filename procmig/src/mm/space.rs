@@ -85,11 +85,11 @@ pub(super) struct Inner {
     pub(super) tables: PageTables,
     pub(super) layout: Layout,
     pub(super) limit: u64,
-    heap_start: u64,
-    heap_end: u64,
+    pub(super) heap_start: u64,
+    pub(super) heap_end: u64,
     /// System V segments by where they are attached.
     pub(super) segments: BTreeMap<u64, Attachment>,
-    gates: Vec<Gate>,
+    pub(super) gates: Vec<Gate>,
     pub(super) slots: Option<SlotPage>,
 }
 
@@ -164,7 +164,7 @@ impl AddressSpace {
         ))
     }
 
-    fn with(machine: Arc<Machine>, account: Account, inner: Inner) -> Arc<Self> {
+    pub(super) fn with(machine: Arc<Machine>, account: Account, inner: Inner) -> Arc<Self> {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self { id, machine, inner: Mutex::new(inner), account })
     }

@@ -66,6 +66,11 @@ const FLAG_TF: u64 = 0x100;
 const FLAG_DF: u64 = 0x400;
 const FLAG_RF: u64 = 0x1_0000;
 
+/// Flags as a program may have them.
+pub fn user_flags(flags: u64) -> u64 {
+    flags & USER_FLAGS | FIXED_FLAGS
+}
+
 /// The shape of the FPU state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FpuLayout {
@@ -78,6 +83,11 @@ impl FpuLayout {
     /// leaf 13). `None` if the size is impossible.
     pub fn new(features: u64, size: usize) -> Option<Self> {
         (XSAVE_MIN..=1 << 20).contains(&size).then_some(Self { features: features | FP_SSE, size })
+    }
+
+    /// XCR0.
+    pub fn features(&self) -> u64 {
+        self.features
     }
 
     /// Bytes of the state.

@@ -8,10 +8,12 @@
 
 use super::call::SIGINFO_SIZE;
 use super::usage::Usage;
+use crate::migration::record::{Event, Record};
+use crate::migration::wire::{Offer, Ticket};
 use serde::{Deserialize, Serialize};
 
 /// Version of these protocols; peers must agree.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Cap on the frame of a [`NodeRequest`]: the arguments and environment are in it.
 pub const MAX_REQUEST: usize = 8 << 20;
 /// Cap on every other frame.
@@ -26,12 +28,54 @@ pub enum NodeRequest {
     Status,
     /// Answered by [`NodeReply::Processes`].
     Processes,
+    /// Take a process. What follows is described in [`crate::migration::wire`].
+    Receive(Offer),
+    /// From the deputy of a process that has arrived: the call connections of these threads, whose ends the
+    /// message passes in this order. Answered by [`NodeReply::Done`] or [`NodeReply::Refused`] if there are no
+    /// `more`; then the connection is the process's control connection, and [`ToNode::Run`] is to come.
+    Adopt {
+        /// Which.
+        ticket: Ticket,
+        /// Its threads.
+        threads: Vec<i32>,
+        /// There are others.
+        more: bool,
+    },
+    /// Have a process go to another node. Answered by [`NodeReply::Migration`]s, and by
+    /// [`NodeReply::Migrated`] or [`NodeReply::Refused`].
+    Migrate(Migrate),
     /// Stop the node; with guests only if `force`, which kills them. Answered by
     /// [`NodeReply::Done`] or [`NodeReply::Refused`].
     Stop {
         /// Kill the guests.
         force: bool,
     },
+}
+
+/// Where a process is to go, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Migrate {
+    /// The process.
+    pub pid: i32,
+    /// The socket of the target.
+    pub socket: Vec<u8>,
+    /// Its name.
+    pub node: String,
+    /// How long the process may stand still, in microseconds.
+    pub max_freeze_micros: u64,
+    /// Bytes per second that may be sent while the process runs.
+    pub bandwidth: Option<u64>,
+}
+
+/// A thread that the deputy is asked to hand over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandOver {
+    /// Its TID.
+    pub tid: i32,
+    /// The last request that was sent.
+    pub seq: u32,
+    /// The reply to it has not been read.
+    pub awaits: bool,
 }
 
 /// What a node must know of a process that it shall run.
@@ -85,6 +129,10 @@ pub enum NodeReply {
     Status(NodeStatus),
     /// To [`NodeRequest::Processes`].
     Processes(Vec<ProcessStatus>),
+    /// How a migration goes on.
+    Migration(Event),
+    /// A process has gone where it should.
+    Migrated(Record),
     /// It was done.
     Done,
     /// It was not done; a sentence that says why and what to do.
@@ -156,6 +204,34 @@ pub enum ToDeputy {
     },
     /// A line for the trace file.
     Trace(String),
+    /// The process is about to migrate: send no signals until that is decided. Answered by [`ToNode::Held`].
+    Hold {
+        /// One more than the number of migrations so far.
+        epoch: u32,
+    },
+    /// The process stays.
+    Release {
+        /// As in [`ToDeputy::Hold`].
+        epoch: u32,
+    },
+    /// Give the process to the node with this socket, where it has arrived. Answered by [`ToNode::Moved`] or
+    /// [`ToNode::Kept`]: it is this node's until then.
+    Commit(Box<Commit>),
+}
+
+/// What a deputy must know to give a process to another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commit {
+    /// As in [`ToDeputy::Hold`].
+    pub epoch: u32,
+    /// The target's socket.
+    pub socket: Vec<u8>,
+    /// The target's name.
+    pub node: String,
+    /// What the target calls the process.
+    pub ticket: Ticket,
+    /// All threads.
+    pub threads: Vec<HandOver>,
 }
 
 /// From a deputy's control connection to the node.
@@ -163,6 +239,28 @@ pub enum ToDeputy {
 pub enum ToNode {
     /// This signal reached the process.
     Signal(SigInfo),
+    /// To [`ToDeputy::Hold`]: all signals until now have been sent.
+    Held {
+        /// The same.
+        epoch: u32,
+    },
+    /// To [`ToDeputy::Commit`]: the process is the target's.
+    Moved {
+        /// The same.
+        epoch: u32,
+    },
+    /// To [`ToDeputy::Commit`]: it stays.
+    Kept {
+        /// The same.
+        epoch: u32,
+        /// Why.
+        reason: String,
+    },
+    /// To a target that has adopted the process: run it.
+    Run {
+        /// The same.
+        epoch: u32,
+    },
 }
 
 /// A kernel `siginfo_t`, as bytes.

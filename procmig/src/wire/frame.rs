@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 /// Most descriptors that one message passes.
-pub const MAX_DESCRIPTORS: usize = 4;
+pub const MAX_DESCRIPTORS: usize = 16;
 
 /// Why a frame could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -83,8 +83,11 @@ pub fn receive<T: DeserializeOwned>(mut stream: &UnixStream, cap: usize) -> Resu
     if length > cap {
         return Err(FrameError::TooLong { claimed: length, cap });
     }
-    let mut bytes = vec![0; length];
-    stream.read_exact(&mut bytes)?;
+    // Room is made as bytes come, not as they are claimed.
+    let mut bytes = Vec::with_capacity(length.min(64 << 10));
+    if Read::take(stream, length as u64).read_to_end(&mut bytes)? < length {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
     let message = postcard::from_bytes(&bytes).map_err(FrameError::Malformed)?;
     Ok((message, descriptors))
 }
@@ -99,21 +102,31 @@ pub fn receive_with_descriptors(
     buffer: &mut [u8],
     descriptors: &mut Vec<OwnedFd>,
 ) -> io::Result<usize> {
-    let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
     loop {
-        let mut parts = [IoSliceMut::new(buffer)];
-        match recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
-            Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-            Ok(message) => {
-                for control in message.cmsgs()? {
-                    if let ControlMessageOwned::ScmRights(fds) = control {
-                        // SAFETY: the kernel has just installed these descriptors for us alone.
-                        descriptors.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-                    }
-                }
-                return Ok(message.bytes);
-            }
+        match receive_with_descriptors_once(stream, buffer, descriptors) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            received => return received,
         }
     }
+}
+
+/// The same, but a signal ends the wait.
+///
+/// # Errors
+/// As `recvmsg(2)`.
+pub fn receive_with_descriptors_once(
+    stream: &UnixStream,
+    buffer: &mut [u8],
+    descriptors: &mut Vec<OwnedFd>,
+) -> io::Result<usize> {
+    let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = control {
+            // SAFETY: the kernel has just installed these descriptors for us alone.
+            descriptors.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok(message.bytes)
 }

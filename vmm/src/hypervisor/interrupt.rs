@@ -47,6 +47,17 @@ impl Interrupter {
         if self.shared.pending.swap(true, Ordering::SeqCst) {
             return;
         }
+        self.signal();
+    }
+
+    /// As [`interrupt`](Self::interrupt), and breaks into what else the thread waits in: a system call of the host
+    /// that it is in ends with `EINTR`. One that it is about to enter does not.
+    pub fn kick(&self) {
+        self.shared.pending.store(true, Ordering::SeqCst);
+        self.signal();
+    }
+
+    fn signal(&self) {
         let thread = self.shared.thread.load(Ordering::SeqCst);
         if thread != 0 {
             // SAFETY: sends a signal, which has our own handler, to a thread of this process. If

@@ -5,12 +5,13 @@
 //! when it is made, and leaves for good when another kind of file is added.
 
 use super::io::file;
+use super::sleep::end_of_wait;
 use super::{Outcome, forward};
 use crate::kernel::deliver::RestartKind;
 use crate::kernel::guest::GuestThread;
 use crate::mm::{Access, Part};
 use crate::wire::file_kind::Kind;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use vmm::user_cpu::UserCpu;
 
 /// Bytes of a `struct epoll_event`.
@@ -28,8 +29,8 @@ pub fn room(args: &[u64; 6]) -> Option<Part> {
 pub fn wait(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Option<Outcome> {
     let room = room(args)?;
     let set = file(guest, args[0] as i32).filter(|set| set.kind() == Kind::Epoll)?;
-    let timeout = u64::try_from(args[3] as i32).ok().map(Duration::from_millis);
-    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    let nanos = u64::try_from(args[3] as i32).ok().map(|millis| millis * 1_000_000);
+    let deadline = end_of_wait(guest, nanos);
     loop {
         if set.is_home_only() {
             return None;

@@ -80,9 +80,12 @@ fn perform(
     let mut channel = lock(&channel);
     // The poller may have begun it, in the thread's place.
     let begun = channel.is_in_call();
-    if !begun && interruptible && !guest.thread.begin_call(channel.next_seq()) {
+    if begun {
+        guest.thread.resume_call(channel.seq());
+    } else if interruptible && !guest.thread.begin_call(channel.next_seq()) {
         return without_file(Outcome::Restart(kind));
     }
+    let freezes = || interruptible && guest.process.freezer.is_wanted();
     let reply = {
         let memory = ProcessMemory::new(&guest.space, cpu);
         let substitute = path.map(|(at, path)| Substitute::new(&memory, at, path));
@@ -92,7 +95,7 @@ fn perform(
         };
         let sent = if begun { Ok(()) } else { channel.begin_call_with(nr, args, blocked, flags, memory).map(drop) };
         match sent {
-            Ok(()) => channel.finish_call(memory),
+            Ok(()) => channel.finish_call_unless(memory, &freezes),
             Err(BeginError::Errno(errno)) => {
                 guest.thread.end_call();
                 return without_file(Err(errno).into());
@@ -101,7 +104,10 @@ fn perform(
         }
     };
     drop(channel);
-    if interruptible {
+    if matches!(reply, Err(ChannelError::GivenUp)) {
+        return without_file(Outcome::Paused);
+    }
+    if interruptible || begun {
         guest.thread.end_call();
     }
     match reply {
@@ -248,7 +254,7 @@ pub fn trace(guest: &GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6], o
         Outcome::Return(value) => trace::Outcome::Returned(value),
         Outcome::Restart(_) => trace::Outcome::Returned(failure(Errno::EINTR)),
         Outcome::Replaced => trace::Outcome::Returned(0),
-        Outcome::End => trace::Outcome::Gone,
+        Outcome::End | Outcome::Paused => trace::Outcome::Gone,
     };
     let name = u32::try_from(nr).ok().and_then(calls::name);
     let line = guest.with_memory(cpu, |memory| trace::format(nr, name, args, outcome, memory));

@@ -1,6 +1,6 @@
 //! Futexes.
 
-use super::sleep::{deadline, read_time};
+use super::sleep::{end_of_wait, read_time};
 use super::{CallResult, Outcome};
 use crate::futex::{Key, MATCH_ANY, Waited, WakeOp};
 use crate::kernel::deliver::RestartKind;
@@ -75,23 +75,23 @@ fn wait(
     op: u32,
     relative: bool,
 ) -> Outcome {
-    let end = match timeout {
+    let nanos = match timeout {
         0 => None,
         at => match read_time(guest, cpu, at) {
-            Ok(nanos) if relative => Some(deadline(nanos)),
+            Ok(nanos) if relative => Some(nanos),
             Ok(nanos) => {
                 let clock = if op & CLOCK_REALTIME != 0 { libc::CLOCK_REALTIME } else { libc::CLOCK_MONOTONIC };
                 let now = guest.kernel().now(clock).unwrap_or(0);
-                Some(deadline(nanos.saturating_sub(now)))
+                Some(nanos.saturating_sub(now))
             }
             Err(errno) => return Outcome::Return(failure(errno)),
         },
     };
+    // A deadline that cannot be counted to never comes.
+    let end = end_of_wait(guest, nanos);
     let result = {
         let memory = ProcessMemory::new(&guest.space, cpu);
         key(&memory, address, private).and_then(|key| {
-            // A deadline that cannot be counted to never comes.
-            let end = end.flatten();
             guest
                 .kernel()
                 .futexes

@@ -333,6 +333,10 @@ fn write(
             Ok(Err(Errno::EAGAIN)) if file.waits_forever() && !manner.never_waits && !file.is_nonblocking() => {
                 match guest.thread.wait_for(file, libc::POLLOUT, None) {
                     Ok(true) => {}
+                    Ok(false) if guest.shall_only_freeze() => {
+                        guest.again.progress = done;
+                        return Some(Outcome::Paused);
+                    }
                     _ if done > 0 => break,
                     Ok(false) => return Some(Outcome::Restart(RestartKind::IfAsked)),
                     Err(_) => return None,

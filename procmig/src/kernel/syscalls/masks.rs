@@ -58,7 +58,7 @@ pub fn with_mask(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u32, args: &[u6
         }
     }
     let outcome = forward::forward(guest, cpu, nr, args);
-    if pointer != 0 && !matches!(outcome, Outcome::Restart(_)) {
+    if pointer != 0 && !matches!(outcome, Outcome::Restart(_) | Outcome::Paused) {
         restore_mask(guest);
     }
     outcome

@@ -22,11 +22,13 @@ pub use info::random_bytes;
 pub use io::{Manner, closes_unseen, may_take_over};
 
 use super::deliver::RestartKind;
-use super::guest::{GuestThread, failure};
+use super::guest::{Again, GuestThread, failure};
 use super::proc_files;
 use crate::calls::{self, Class};
 use crate::kernel::descriptors::Change;
 use crate::kernel::lock;
+use crate::kernel::timers::monotonic_at;
+use crate::migration::image::{CallImage, ForwardedCall};
 use nix::errno::Errno;
 use vmm::user_cpu::UserCpu;
 
@@ -39,6 +41,8 @@ pub enum Outcome {
     Restart(RestartKind),
     /// All registers are new (`execve`, `rt_sigreturn`).
     Replaced,
+    /// The thread is to stand still; the call, which waits at home, goes on then.
+    Paused,
     /// The thread ends.
     End,
 }
@@ -59,7 +63,23 @@ impl From<CallResult> for Outcome {
 pub fn dispatch(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64) -> Outcome {
     let regs = cpu.regs();
     let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
-    let outcome = serve(guest, cpu, nr, &args);
+    let outcome = loop {
+        let outcome = serve(guest, cpu, nr, &args);
+        let paused = outcome == Outcome::Paused || matches!(outcome, Outcome::Restart(_)) && guest.shall_only_freeze();
+        if !paused {
+            break outcome;
+        }
+        let call = CallImage {
+            forwarded: lock(&guest.channel).pending_call().map(|(nr, args, flags)| ForwardedCall { nr, args, flags }),
+            deadline: guest.again.deadline.flatten().map(monotonic_at),
+            progress: guest.again.progress,
+        };
+        guest.stand_still(cpu, Some(call));
+        if !guest.is_to_go_on() {
+            break Outcome::End;
+        }
+    };
+    guest.again = Again::default();
     if vmm::is_posted(nr) && matches!(outcome, Outcome::Return(_)) {
         guest.note_exit(cpu);
     }
@@ -70,12 +90,11 @@ pub fn dispatch(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64) -> Outcome 
 }
 
 fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -> Outcome {
-    let progress = cpu.take_progress();
-    if lock(&guest.channel).is_in_call() {
-        // The poller has begun it.
-        return forward::forward(guest, cpu, nr as u32, args);
-    }
+    let progress = cpu.take_progress().max(guest.again.progress);
     let number = nr as i64;
+    if lock(&guest.channel).is_in_call() {
+        return go_on(guest, cpu, number, args);
+    }
     let local = |guest: &GuestThread| {
         guest.thread.tally.local_calls.add(1);
     };
@@ -234,6 +253,24 @@ fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -
     };
     local(guest);
     served
+}
+
+/// A call that the poller has begun, or in which the thread stood still: home has it already.
+fn go_on(guest: &mut GuestThread, cpu: &mut UserCpu, number: i64, args: &[u64; 6]) -> Outcome {
+    let nr = number as u32;
+    match number {
+        libc::SYS_wait4 | libc::SYS_waitid => waiting::wait(guest, cpu, nr, args),
+        libc::SYS_ppoll | libc::SYS_pselect6 | libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2 => {
+            masks::with_mask(guest, cpu, nr, args)
+        }
+        libc::SYS_open
+        | libc::SYS_openat
+        | libc::SYS_openat2
+        | libc::SYS_creat
+        | libc::SYS_accept
+        | libc::SYS_accept4 => io::open(guest, cpu, nr, args),
+        _ => forward::forward(guest, cpu, nr, args),
+    }
 }
 
 /// Calls that the table alone decides.

@@ -1,7 +1,7 @@
 //! Calls that sleep in the node.
 
 use super::masks::{replace_mask, restore_mask};
-use super::{CallResult, Outcome};
+use super::Outcome;
 use crate::futex::Parked;
 use crate::kernel::deliver::RestartKind;
 use crate::kernel::guest::{GuestThread, failure};
@@ -52,21 +52,38 @@ fn is_over(guest: &GuestThread) -> bool {
     acts
 }
 
-/// Sleeps for a time, through what is no reason to end; the nanoseconds left if a signal ended it.
-fn sleep_for(guest: &GuestThread, nanos: u64) -> Option<u64> {
-    let end = deadline(nanos);
+/// When a call is over that waits for `nanos`, `None` for never: it may have begun before its thread stood still.
+pub fn end_of_wait(guest: &mut GuestThread, nanos: Option<u64>) -> Option<Instant> {
+    *guest.again.deadline.get_or_insert_with(|| nanos.and_then(deadline))
+}
+
+/// How a sleep ends.
+enum Slept {
+    Over,
+    /// By a signal; so many nanoseconds are left.
+    BrokenOff(u64),
+    /// The thread is to stand still.
+    Paused,
+}
+
+/// Sleeps for a time, through what is no reason to end.
+fn sleep_for(guest: &mut GuestThread, nanos: u64) -> Slept {
+    let end = end_of_wait(guest, Some(nanos));
     loop {
         match guest.thread.parker.park(end, || false) {
-            Parked::Ready | Parked::TimedOut => return None,
+            Parked::Ready | Parked::TimedOut => return Slept::Over,
             Parked::Interrupted => {}
         }
         guest.thread.take_attention();
+        if guest.shall_only_freeze() {
+            return Slept::Paused;
+        }
         // A stop is slept through: the time goes on meanwhile.
         guest.process.wait_while_stopped();
         if is_over(guest) {
             guest.thread.notify();
             let left = end.map_or(nanos, |end| end.saturating_duration_since(Instant::now()).as_nanos() as u64);
-            return Some(left);
+            return Slept::BrokenOff(left);
         }
     }
 }
@@ -80,8 +97,9 @@ pub fn nanosleep(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) ->
 
 fn relative(guest: &mut GuestThread, cpu: &mut UserCpu, nanos: u64, rest: u64) -> Outcome {
     match sleep_for(guest, nanos) {
-        None => Outcome::Return(0),
-        Some(left) => {
+        Slept::Over => Outcome::Return(0),
+        Slept::Paused => Outcome::Paused,
+        Slept::BrokenOff(left) => {
             if rest != 0
                 && let Err(errno) = write_time(guest, cpu, rest, left)
             {
@@ -107,8 +125,9 @@ pub fn clock_nanosleep(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 
         return relative(guest, cpu, wanted, args[3]);
     }
     match sleep_for(guest, wanted.saturating_sub(now)) {
-        None => Outcome::Return(0),
-        Some(_) => Outcome::Restart(RestartKind::WithoutHandler),
+        Slept::Over => Outcome::Return(0),
+        Slept::Paused => Outcome::Paused,
+        Slept::BrokenOff(_) => Outcome::Restart(RestartKind::WithoutHandler),
     }
 }
 
@@ -131,21 +150,24 @@ pub fn sigsuspend(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -
 
 pub fn sigtimedwait(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Outcome {
     match wait_for_signal(guest, cpu, args) {
-        Ok(signal) => Outcome::Return(signal as i64),
+        Ok(Some(signal)) => Outcome::Return(signal as i64),
+        Ok(None) => Outcome::Paused,
         Err(errno) => Outcome::Return(failure(errno)),
     }
 }
 
-fn wait_for_signal(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> CallResult {
+/// The signal that came; `None` if the thread is to stand still.
+fn wait_for_signal(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Result<Option<u64>, Errno> {
     if args[3] != 8 {
         return Err(Errno::EINVAL);
     }
     let set = guest.with_memory(cpu, |memory| memory.read_u64(GuestVirtAddr(args[0])))?;
     let set = SignalSet(set).blockable();
-    let end = match args[2] {
+    let nanos = match args[2] {
         0 => None,
-        at => Some(deadline(read_time(guest, cpu, at)?)),
+        at => Some(read_time(guest, cpu, at)?),
     };
+    let end = end_of_wait(guest, nanos);
     let taken = loop {
         let taken = {
             let mut signals = lock(&guest.process.signals);
@@ -157,14 +179,15 @@ fn wait_for_signal(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) 
         if let Some(info) = taken {
             break Ok(info);
         }
-        let parked = match end {
-            None => guest.thread.parker.park(None, || false),
-            Some(end) => guest.thread.parker.park(end, || false),
-        };
+        let parked = guest.thread.parker.park(end, || false);
         if parked == Parked::TimedOut {
             break Err(Errno::EAGAIN);
         }
         guest.thread.take_attention();
+        if guest.shall_only_freeze() {
+            lock(&guest.thread.signals).awaited = SignalSet::EMPTY;
+            return Ok(None);
+        }
         let (arrived, other) = {
             let signals = lock(&guest.process.signals);
             let own = lock(&guest.thread.signals);
@@ -182,5 +205,5 @@ fn wait_for_signal(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) 
         guest.with_memory(cpu, |memory| memory.write(GuestVirtAddr(args[1]), &info.0))?;
     }
     restore_mask(guest);
-    Ok(info.signal() as u64)
+    Ok(Some(info.signal() as u64))
 }

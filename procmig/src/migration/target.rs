@@ -1,0 +1,619 @@
+//! The target of a migration: memory that arrives, and a process that is made from it and waits for its deputy.
+
+use super::image::{ForwardedCall, MAX_FPU, MAX_THREADS, ObjectImage, ProcessImage, ThreadImage};
+use super::wire::{Content, FromSource, MAX_MESSAGE, Offer, Owner, Reply, Run, Ticket, bytes_of};
+use crate::channel::CallChannel;
+use crate::kernel::affinity::CpuSet;
+use crate::kernel::descriptors::Descriptors;
+use crate::kernel::group::Group;
+use crate::kernel::guest::{Again, GuestThread, Start};
+use crate::kernel::pool::Worker;
+use crate::kernel::process::{Action, Ending, Identity, Process, ProcessSignals, StackPlaces};
+use crate::kernel::thread::ThreadSignals;
+use crate::kernel::timers::{ProcessTimers, instant_at};
+use crate::kernel::{Kernel, lock};
+use crate::mm::AddressSpace;
+use crate::mm::image::ImageError;
+use crate::mm::object::PageObject;
+use crate::mm::space::shared_memory;
+use crate::signal;
+use crate::signal::set::SignalSet;
+use crate::wire::control::VERSION;
+use crate::wire::frame::{self, FrameError};
+use nix::errno::Errno;
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+use vmm::addr::{Frame, PAGE_SIZE};
+use vmm::frames::{AtLimit, FRAMES_PER_BLOCK};
+use vmm::regs::Regs;
+
+/// How long a source may be silent.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a process that has arrived waits for its deputy.
+const WAIT: Duration = Duration::from_secs(3);
+/// Most names of areas in bytes, and of a process in all.
+const MAX_TEXT: usize = 16 << 20;
+
+/// Why a process is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// The connection failed, or the source talks nonsense.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// It is not as it should be.
+    #[error("the source sent what cannot be right: {0}")]
+    Wrong(&'static str),
+    /// The address space is not.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A call failed.
+    #[error("the node cannot take another process: {}", .0.desc())]
+    Refused(Errno),
+    /// This processor lacks something.
+    #[error("the program may use {0}, which this node's processor does not have")]
+    Lacks(String),
+    /// The source speaks another protocol.
+    #[error("this node speaks protocol {VERSION}, the source {0}")]
+    Version(u32),
+    /// No vCPU.
+    #[error("the node cannot run another thread")]
+    Machine(#[from] vmm::machine::MachineError),
+    /// The source has given it up.
+    #[error("the source has given the migration up")]
+    Abandoned,
+}
+
+impl From<io::Error> for ReceiveError {
+    fn from(error: io::Error) -> Self {
+        Self::Frame(error.into())
+    }
+}
+
+/// A process that waits for its deputy. If it comes to nothing it is dropped: the deputy keeps the process where
+/// it was.
+pub struct Arrival {
+    process: Arc<Process>,
+    space: Arc<AddressSpace>,
+    leader_seq: Option<u32>,
+    /// Threads without connections.
+    waiting: Vec<(ThreadImage, Worker)>,
+    /// Threads that can run.
+    ready: Vec<(GuestThread, ThreadImage, Worker)>,
+    is_running: bool,
+}
+
+/// Processes that wait for their deputies.
+#[derive(Default)]
+pub struct Arrivals {
+    waiting: Mutex<HashMap<Ticket, Arrival>>,
+    changed: Condvar,
+}
+
+impl Arrivals {
+    /// Takes the process with this ticket.
+    pub fn take(&self, ticket: &Ticket) -> Option<Arrival> {
+        let taken = lock(&self.waiting).remove(ticket);
+        self.changed.notify_all();
+        taken
+    }
+
+    /// Waits until somebody has taken it; else it is given up after a while.
+    fn wait(&self, ticket: &Ticket) {
+        let waiting = lock(&self.waiting);
+        let wait = self.changed.wait_timeout_while(waiting, WAIT, |waiting| waiting.contains_key(ticket));
+        drop(wait);
+        drop(self.take(ticket));
+    }
+}
+
+/// Serves a source on its connection: takes a process and has it wait for its deputy.
+///
+/// # Errors
+/// If the connection fails; why a process is not taken the source is told.
+pub fn receive(kernel: &Arc<Kernel>, stream: &UnixStream, offer: &Offer) -> Result<(), FrameError> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    match arrive(kernel, stream, offer) {
+        Ok(arrival) => {
+            let ticket = ticket()?;
+            lock(&kernel.arrivals.waiting).insert(ticket, arrival);
+            let told = frame::send(stream, &Reply::Ready(ticket), &[]);
+            // The source says if it comes to nothing; if it is gone only the deputy knows.
+            if told.is_err() || matches!(frame::receive(stream, MAX_MESSAGE), Ok((FromSource::Abandoned, _))) {
+                drop(kernel.arrivals.take(&ticket));
+            }
+            kernel.arrivals.wait(&ticket);
+            told
+        }
+        Err(ReceiveError::Abandoned) => Ok(()),
+        Err(error) => {
+            let reason = crate::chain(&error);
+            tracing::info!(pid = offer.pid, reason, "a process is not taken");
+            frame::send(stream, &Reply::Refused(reason), &[])
+        }
+    }
+}
+
+fn ticket() -> io::Result<Ticket> {
+    let mut ticket = Ticket::default();
+    // SAFETY: the kernel writes at most so many bytes.
+    let got = unsafe { libc::getrandom(ticket.as_mut_ptr().cast(), ticket.len(), 0) };
+    if got == ticket.len() as isize { Ok(ticket) } else { Err(io::Error::last_os_error()) }
+}
+
+fn arrive(kernel: &Arc<Kernel>, stream: &UnixStream, offer: &Offer) -> Result<Arrival, ReceiveError> {
+    consider(kernel, offer)?;
+    frame::send(stream, &Reply::Ready(Ticket::default()), &[])?;
+    let mut hold = Hold { kernel, space: Pages::default(), objects: HashMap::new() };
+    loop {
+        match frame::receive(stream, MAX_MESSAGE)?.0 {
+            FromSource::Pages(runs) => hold.take(stream, &runs)?,
+            FromSource::Image(image) => return hold.make(stream, *image, offer.pid),
+            FromSource::Abandoned => return Err(ReceiveError::Abandoned),
+            FromSource::Descriptors => return Err(ReceiveError::Wrong("descriptors before the image")),
+        }
+    }
+}
+
+/// Whether a process can be taken.
+fn consider(kernel: &Kernel, offer: &Offer) -> Result<(), ReceiveError> {
+    if offer.version != VERSION {
+        return Err(ReceiveError::Version(offer.version));
+    }
+    if kernel.process(offer.pid).is_some() {
+        return Err(ReceiveError::Refused(Errno::EEXIST));
+    }
+    let missing = offer.fpu.1 & !kernel.fpu.features();
+    if missing != 0 {
+        let names = (0..64).filter(|bit| missing & 1 << bit != 0).map(state_name).collect::<Vec<_>>();
+        return Err(ReceiveError::Lacks(names.join(", ")));
+    }
+    if offer.hwcap.1 & !kernel.hwcap2 != 0 {
+        return Err(ReceiveError::Lacks("FSGSBASE".to_owned()));
+    }
+    let frames = kernel.machine.frames();
+    if offer.bytes > u64::from(frames.free()) * PAGE_SIZE {
+        return Err(ReceiveError::Image(ImageError::OutOfMemory));
+    }
+    Ok(())
+}
+
+/// What a bit of XCR0 stands for.
+fn state_name(bit: u32) -> String {
+    match bit {
+        1 => "SSE".to_owned(),
+        2 => "AVX".to_owned(),
+        5..=7 => "AVX-512".to_owned(),
+        9 => "memory protection keys".to_owned(),
+        other => format!("extended state {other}"),
+    }
+}
+
+/// Frames by page number. Large pages are held by their first page.
+#[derive(Default)]
+struct Pages {
+    small: BTreeMap<u64, Frame>,
+    large: BTreeMap<u64, Frame>,
+}
+
+/// Memory that has come.
+struct Hold<'a> {
+    kernel: &'a Arc<Kernel>,
+    space: Pages,
+    objects: HashMap<u32, Pages>,
+}
+
+impl Pages {
+    /// The frame of a page that is here.
+    fn get(&self, page: u64) -> Option<Frame> {
+        let block = page / u64::from(FRAMES_PER_BLOCK) * u64::from(FRAMES_PER_BLOCK);
+        match self.large.get(&block) {
+            Some(first) => Some(first.offset((page - block) as u32)),
+            None => self.small.get(&page).copied(),
+        }
+    }
+}
+
+impl Hold<'_> {
+    /// Takes the pages of one message.
+    fn take(&mut self, stream: &UnixStream, runs: &[Run]) -> Result<(), ReceiveError> {
+        bytes_of(runs).ok_or(ReceiveError::Wrong("too many pages at once"))?;
+        let ram = self.kernel.machine.ram();
+        let mut places: Vec<libc::iovec> = Vec::new();
+        let mut coming: Vec<Frame> = Vec::new();
+        for run in runs {
+            for page in run.first..run.first + u64::from(run.count) {
+                match run.content {
+                    Content::Nothing => self.drop_page(run.owner, page),
+                    Content::Zeros => {
+                        let frame = self.frame(run.owner, page, run.large)?;
+                        ram.zero(frame);
+                    }
+                    Content::Bytes => {
+                        let frame = self.frame(run.owner, page, run.large)?;
+                        coming.push(frame);
+                        let at = ram.host_address().wrapping_add(frame.address().raw() as usize);
+                        match places.last_mut() {
+                            Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == at => {
+                                last.iov_len += PAGE_SIZE as usize;
+                            }
+                            _ => places.push(libc::iovec { iov_base: at.cast(), iov_len: PAGE_SIZE as usize }),
+                        }
+                    }
+                }
+            }
+        }
+        // SAFETY: the places are frames that nobody else has yet.
+        unsafe { read_all(stream, &mut places) }?;
+        for frame in coming {
+            ram.note_written(frame.address(), PAGE_SIZE);
+        }
+        Ok(())
+    }
+
+    fn pages(&mut self, owner: Owner) -> &mut Pages {
+        match owner {
+            Owner::Space => &mut self.space,
+            Owner::Object(index) => self.objects.entry(index).or_default(),
+        }
+    }
+
+    fn drop_page(&mut self, owner: Owner, page: u64) {
+        let frames = self.kernel.machine.frames();
+        let block = page / u64::from(FRAMES_PER_BLOCK) * u64::from(FRAMES_PER_BLOCK);
+        let pages = self.pages(owner);
+        if let Some(first) = pages.large.remove(&block) {
+            // What is left of a large page is many small ones.
+            let rest = (0..FRAMES_PER_BLOCK).map(|i| (block + u64::from(i), first.offset(i)));
+            pages.small.extend(rest);
+        }
+        let dropped = pages.small.remove(&page);
+        if let Some(frame) = dropped {
+            frames.release(frame);
+        }
+    }
+
+    /// The frame for a page, made if it is not there; it is zeros then.
+    fn frame(&mut self, owner: Owner, page: u64, large: bool) -> Result<Frame, ReceiveError> {
+        let kernel = self.kernel.clone();
+        let frames = kernel.machine.frames();
+        let pages = self.pages(owner);
+        if let Some(frame) = pages.get(page) {
+            return Ok(frame);
+        }
+        let block = page / u64::from(FRAMES_PER_BLOCK) * u64::from(FRAMES_PER_BLOCK);
+        let is_free = || pages.small.range(block..block + u64::from(FRAMES_PER_BLOCK)).next().is_none();
+        if large
+            && is_free()
+            && let Some(first) = frames.allocate_block()
+        {
+            pages.large.insert(block, first);
+            return Ok(first.offset((page - block) as u32));
+        }
+        // A part of the memory is the node's own.
+        if frames.free() < crate::mm::RESERVED_FRAMES {
+            return Err(ImageError::OutOfMemory.into());
+        }
+        let frame = frames.allocate_for(vmm::accounts::Account::default(), AtLimit::Refuse);
+        let frame = frame.map_err(|_| ImageError::OutOfMemory)?;
+        pages.small.insert(page, frame);
+        Ok(frame)
+    }
+
+    /// Makes the process.
+    fn make(mut self, stream: &UnixStream, image: ProcessImage, pid: i32) -> Result<Arrival, ReceiveError> {
+        let kernel = self.kernel.clone();
+        validate(&image, pid)?;
+        let objects = self.objects(stream, &image)?;
+        let group = Group::new(kernel.machine.clone(), image.memory_limit, image.max_threads);
+        let group = group.ok_or(ReceiveError::Refused(Errno::EAGAIN))?;
+        let space = AddressSpace::from_image(kernel.machine.clone(), group.account(), &image.space, &objects)?;
+        let Pages { small, large } = std::mem::take(&mut self.space);
+        let small = small.into_iter().map(|(page, frame)| (page, frame, false));
+        let mut pages: Vec<_> = large.into_iter().map(|(page, frame)| (page, frame, true)).chain(small).collect();
+        pages.sort_unstable();
+        space.place(pages.into_iter())?;
+        let process = process(&kernel, &image, &space, group)?;
+        kernel.enter(&process).map_err(ReceiveError::Refused)?;
+        let mut arrival = Arrival {
+            process,
+            space,
+            leader_seq: image.leader_seq,
+            waiting: Vec::new(),
+            ready: Vec::new(),
+            is_running: false,
+        };
+        for thread in image.threads {
+            let worker = kernel.pool.acquire()?;
+            arrival.waiting.push((thread, worker));
+        }
+        Ok(arrival)
+    }
+
+    /// What the image's areas show.
+    fn objects(&mut self, stream: &UnixStream, image: &ProcessImage) -> Result<Vec<Arc<PageObject>>, ReceiveError> {
+        let kernel = self.kernel.clone();
+        let needs = |object: &&ObjectImage| matches!(object, ObjectImage::File(_) | ObjectImage::SharedFile { .. });
+        let needed = image.space.objects.iter().filter(needs).count();
+        let mut files: Vec<OwnedFd> = Vec::new();
+        while files.len() < needed {
+            match frame::receive(stream, MAX_MESSAGE)? {
+                (FromSource::Descriptors, passed) if !passed.is_empty() => files.extend(passed),
+                _ => return Err(ReceiveError::Wrong("descriptors are missing")),
+            }
+        }
+        let mut files = files.into_iter();
+        let mut next = || files.next().ok_or(ReceiveError::Wrong("descriptors are missing"));
+        let mut objects = Vec::new();
+        for (index, object) in (0..).zip(&image.space.objects) {
+            objects.push(match object {
+                ObjectImage::Vdso => kernel.vdso.clone(),
+                ObjectImage::File(identity) => kernel.files.read_only(*identity, next()?),
+                ObjectImage::SharedFile { identity, writable } => kernel.files.shared(*identity, next()?, *writable),
+                ObjectImage::Segment { id, writable } => {
+                    kernel.segments.object(*id, *writable).map_err(ReceiveError::Refused)?
+                }
+                ObjectImage::Memory => {
+                    let object = shared_memory(kernel.machine.clone(), Default::default());
+                    let Pages { small, large } = self.objects.remove(&index).unwrap_or_default();
+                    small.into_iter().for_each(|(page, frame)| object.insert(page, frame));
+                    for (block, first) in large {
+                        (0..FRAMES_PER_BLOCK).for_each(|i| object.insert(block + u64::from(i), first.offset(i)));
+                    }
+                    object
+                }
+            });
+        }
+        Ok(objects)
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        let all = std::iter::once(&self.space).chain(self.objects.values());
+        let mut frames: Vec<Frame> = Vec::new();
+        for pages in all {
+            frames.extend(pages.small.values());
+            let of_block = |&first: &Frame| (0..FRAMES_PER_BLOCK).map(move |i| first.offset(i));
+            frames.extend(pages.large.values().flat_map(of_block));
+        }
+        self.kernel.machine.frames().release_all(&frames);
+    }
+}
+
+/// Reads all places.
+///
+/// # Safety
+/// They must be valid for writes until it returns.
+unsafe fn read_all(stream: &UnixStream, places: &mut [libc::iovec]) -> io::Result<()> {
+    const MOST: usize = libc::UIO_MAXIOV as usize;
+    let mut rest = places;
+    while !rest.is_empty() {
+        let count = rest.len().min(MOST) as libc::c_int;
+        // SAFETY: as the caller promises.
+        let got = unsafe { libc::readv(stream.as_raw_fd(), rest.as_ptr(), count) };
+        match got {
+            ..0 => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            got => rest = super::skip(rest, got as usize),
+        }
+    }
+    Ok(())
+}
+
+/// Whether an image is one that a node could have made of this process.
+fn validate(image: &ProcessImage, pid: i32) -> Result<(), ReceiveError> {
+    let wrong = |what| Err(ReceiveError::Wrong(what));
+    if image.pid != pid || pid <= 0 {
+        return wrong("another process");
+    }
+    if image.threads.is_empty() || image.threads.len() > MAX_THREADS || image.actions.len() != 64 {
+        return wrong("the number of threads or signals");
+    }
+    let text: usize = image.argv.iter().map(Vec::len).sum::<usize>()
+        + image.space.regions.iter().map(|region| region.name.len()).sum::<usize>();
+    if text > MAX_TEXT || image.name.len() > 15 || image.auxiliary.len() > 4096 || image.executable.len() > 4096 {
+        return wrong("its names are too long");
+    }
+    let mut tids: Vec<i32> = image.threads.iter().map(|thread| thread.tid).collect();
+    tids.sort_unstable();
+    if tids.windows(2).any(|pair| pair[0] == pair[1]) || tids[0] <= 0 {
+        return wrong("two threads with one number");
+    }
+    if image.leader_seq.is_some() == tids.contains(&pid) {
+        return wrong("it has no leader, or two");
+    }
+    let end = vmm::shim_layout::USER_END;
+    for thread in &image.threads {
+        if thread.fpu.len() > MAX_FPU {
+            return wrong("a thread's extended state");
+        }
+        if thread.bases.0 >= end || thread.bases.1 >= end {
+            return wrong("a thread's segment bases");
+        }
+    }
+    Ok(())
+}
+
+fn process(
+    kernel: &Arc<Kernel>,
+    image: &ProcessImage,
+    space: &Arc<AddressSpace>,
+    group: Arc<Group>,
+) -> Result<Arc<Process>, ReceiveError> {
+    let mut actions = [Action::default(); 64];
+    for (action, &[handler, flags, restorer, mask]) in actions.iter_mut().zip(&image.actions) {
+        *action = Action { handler, flags, restorer, mask: SignalSet(mask).blockable() };
+    }
+    let [stack, arguments, arguments_end, environment, environment_end] = image.places;
+    let identity = Identity {
+        name: image.name.clone(),
+        argv: image.argv.clone(),
+        executable: image.executable.clone(),
+        ids: image.ids,
+        auxiliary: image.auxiliary.clone(),
+        places: StackPlaces {
+            stack,
+            arguments: (arguments, arguments_end),
+            environment: (environment, environment_end),
+        },
+        limits: image.limits.iter().map(|&(resource, soft, hard)| (resource, (soft, hard))).collect(),
+    };
+    // Until the deputy is connected there is nobody at the other end.
+    let (idle, _) = UnixStream::pair()?;
+    let process = Process::new(
+        kernel.clone(),
+        image.pid,
+        image.parent,
+        Some(space.clone()),
+        ProcessSignals { pending: image.pending.clone(), actions },
+        identity,
+        Arc::new(idle),
+        Descriptors::default(),
+        image.trace,
+        group,
+    );
+    *lock(&process.timers) = ProcessTimers::from_images(&image.timers, image.next_timer)
+        .ok_or(ReceiveError::Wrong("a timer that nobody can have made"))?;
+    *lock(&process.counters.ended) = image.ended;
+    *lock(&process.counters.children) = image.children;
+    process.counters.cpu_warned.store(image.cpu_warned, Ordering::Relaxed);
+    process.set_leader_status(image.leader_status);
+    process.set_home_signals(image.home_signals);
+    process.report.store(image.report, Ordering::Relaxed);
+    process.epoch.store(image.epoch, Ordering::SeqCst);
+    if image.stopped {
+        process.stop();
+    }
+    Ok(process)
+}
+
+impl Arrival {
+    /// Connects the process with its deputy, which can then have it [`run`](Self::run).
+    ///
+    /// # Errors
+    /// If a thread's connection is missing, or it may not have so many threads.
+    pub fn connect(&mut self, control: UnixStream, mut calls: HashMap<i32, UnixStream>) -> Result<(), ReceiveError> {
+        let mut channel = |tid, seq| {
+            let stream = calls.remove(&tid).ok_or(ReceiveError::Wrong("a thread has no connection"))?;
+            let mut channel = CallChannel::new(stream);
+            channel.continue_from(seq);
+            Ok::<_, ReceiveError>(channel)
+        };
+        self.process.set_control(Arc::new(control));
+        if let Some(seq) = self.leader_seq {
+            self.process.keep_leader_channel(channel(self.process.pid, seq)?);
+        }
+        while let Some((image, worker)) = self.waiting.pop() {
+            let guest = channel(image.tid, image.seq)
+                .and_then(|channel| guest_thread(&self.process, &self.space, &image, &worker, channel));
+            match guest {
+                Ok(guest) => self.ready.push((guest, image, worker)),
+                Err(error) => {
+                    self.waiting.push((image, worker));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the deputy has this migration of the process in mind.
+    pub fn is_for(&self, epoch: u32) -> bool {
+        self.process.epoch.load(Ordering::SeqCst) == epoch
+    }
+
+    /// Runs the process: it is this node's from now on.
+    pub fn run(mut self) {
+        let kernel = self.process.kernel.clone();
+        if let Err(error) = kernel.relay.add(&self.process) {
+            tracing::error!(pid = self.process.pid, %error, "a deputy's control connection");
+            self.process.begin_exit(Ending::Lost);
+        }
+        kernel.timers.resume(&self.process);
+        for (guest, image, worker) in std::mem::take(&mut self.ready) {
+            let start =
+                Start { regs: frame_regs(image.regs), bases: image.bases, fpu: image.fpu, child_tid: None };
+            let in_call = image.call.is_some();
+            worker.run(move |cpu| guest.run_from(cpu, start, in_call));
+        }
+        self.leader_seq = None;
+        // Nothing is left to be undone.
+        self.waiting.clear();
+        self.is_running = true;
+    }
+}
+
+/// Registers as a program may have them.
+fn frame_regs(words: [u64; 18]) -> Regs {
+    let regs = Regs::from_words(words);
+    Regs { rflags: signal::frame::user_flags(regs.rflags), ..regs }
+}
+
+/// A thread as its image says.
+fn guest_thread(
+    process: &Arc<Process>,
+    space: &Arc<AddressSpace>,
+    image: &ThreadImage,
+    worker: &Worker,
+    mut channel: CallChannel,
+) -> Result<GuestThread, ReceiveError> {
+    let mut again = Again::default();
+    if let Some(call) = &image.call {
+        if let Some(ForwardedCall { nr, args, flags }) = call.forwarded {
+            channel.resume_call(nr, args, flags);
+        }
+        again = Again { deadline: call.deadline.map(instant_at), progress: call.progress };
+    }
+    let signals = ThreadSignals {
+        mask: image.mask.blockable(),
+        saved_mask: image.saved_mask.map(SignalSet::blockable),
+        awaited: SignalSet::EMPTY,
+        pending: image.pending.clone(),
+        altstack: image.altstack,
+    };
+    let refused = ReceiveError::Refused(Errno::EAGAIN);
+    let Some(permit) = process.group.admit() else { return Err(refused) };
+    let guest = GuestThread::enter(process, image.tid, signals, worker, channel, space.clone(), permit);
+    let Some(mut guest) = guest else { return Err(refused) };
+    guest.again = again;
+    guest.last_fault = image.last_fault;
+    guest.thread.clear_tid.store(image.clear_tid, Ordering::Relaxed);
+    guest.thread.robust_list.store(image.robust_list, Ordering::Relaxed);
+    guest.thread.continue_from(image.usage);
+    if let Some(cpus) = image.affinity.as_deref().and_then(CpuSet::from_bytes) {
+        guest.thread.set_affinity(cpus);
+    }
+    Ok(guest)
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        if self.is_running {
+            return;
+        }
+        let kernel = self.process.kernel.clone();
+        for (guest, _, worker) in std::mem::take(&mut self.ready) {
+            self.space.part(&guest.thread.gate);
+            self.process.remove_thread(&guest.thread);
+            guest.thread.leave_host_thread();
+            kernel.pool.release(worker);
+        }
+        for (_, worker) in std::mem::take(&mut self.waiting) {
+            kernel.pool.release(worker);
+        }
+        kernel.timers.forget(&self.process);
+        kernel.leave(&self.process);
+        self.process.set_space(None);
+    }
+}

@@ -1,0 +1,117 @@
+//! What source and target say to each other.
+//!
+//! The source connects to the target's socket and sends [`NodeRequest::Receive`](crate::wire::control::NodeRequest)
+//! with an [`Offer`]; the answer is a [`Reply`]. Then it sends [`FromSource`] messages, as
+//! [frames](crate::wire::frame), each [`FromSource::Pages`] followed by the bytes of the pages that have some, in
+//! order. [`FromSource::Image`] is the last before the deputy decides; it is answered by a [`Reply`].
+
+use super::image::ProcessImage;
+use serde::{Deserialize, Serialize};
+use vmm::addr::PAGE_SIZE;
+
+/// Cap on a message.
+pub const MAX_MESSAGE: usize = 64 << 20;
+/// Most pages of one [`FromSource::Pages`].
+pub const MAX_PAGES: u64 = 2048;
+/// Most runs of one.
+pub const MAX_RUNS: usize = MAX_PAGES as usize;
+/// Bytes of a ticket.
+pub const TICKET: usize = 16;
+
+/// Names a process that has arrived and waits for its deputy.
+pub type Ticket = [u8; TICKET];
+
+/// What the source wants to send.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// [`VERSION`](crate::wire::control::VERSION)
+    pub version: u32,
+    /// The process.
+    pub pid: i32,
+    /// For people.
+    pub name: String,
+    /// Bytes of its private memory.
+    pub bytes: u64,
+    /// Its threads.
+    pub threads: u32,
+    /// Bytes of one thread's extended state, and the features (XCR0) that it may be of.
+    pub fpu: (u32, u64),
+    /// `AT_HWCAP` and `AT_HWCAP2`.
+    pub hwcap: (u64, u64),
+}
+
+/// The target's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Go on. After the image: the process waits for its deputy, who names it so.
+    Ready(Ticket),
+    /// No; why.
+    Refused(String),
+}
+
+/// From the source.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum FromSource {
+    /// Pages.
+    Pages(Vec<Run>),
+    /// The rest. The descriptors of the files that it maps follow, in messages of their own.
+    Image(Box<ProcessImage>),
+    /// Some of the descriptors, which the message passes.
+    Descriptors,
+    /// The process stays where it is.
+    Abandoned,
+}
+
+/// Whose a run of pages is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Owner {
+    /// The address space; pages are counted from address 0.
+    Space,
+    /// An object of the image, by its index; pages are counted from its start.
+    Object(u32),
+}
+
+/// What is known of the pages of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Content {
+    /// Their bytes follow.
+    Bytes,
+    /// They are zeros.
+    Zeros,
+    /// They are not there any more.
+    Nothing,
+}
+
+/// Pages in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Whose.
+    pub owner: Owner,
+    /// Number of the first.
+    pub first: u64,
+    /// How many.
+    pub count: u32,
+    /// They are part of a large page.
+    pub large: bool,
+    /// What they hold.
+    pub content: Content,
+}
+
+/// Bytes that follow these runs; `None` if there are more runs or pages than may be, or one is nowhere.
+pub fn bytes_of(runs: &[Run]) -> Option<u64> {
+    const LAST: u64 = u64::MAX / PAGE_SIZE;
+    if runs.len() > MAX_RUNS {
+        return None;
+    }
+    let mut pages = 0;
+    for run in runs {
+        if run.count == 0 || run.first.checked_add(run.count.into()).is_none_or(|end| end > LAST) {
+            return None;
+        }
+        if run.content != Content::Nothing {
+            pages += u64::from(run.count);
+        }
+    }
+    let bytes = runs.iter().filter(|run| run.content == Content::Bytes).map(|run| u64::from(run.count) * PAGE_SIZE);
+    (pages <= MAX_PAGES).then(|| bytes.sum())
+}
