@@ -1,5 +1,6 @@
 //! The host and the node that the tests of one process share, and how to reach them.
 
+use crate::mover::Mover;
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -34,6 +35,8 @@ pub struct Setup {
     pub environment: Vec<(OsString, OsString)>,
     /// The host, unless another runner stands in for `mosrun`.
     pub host: Option<Host>,
+    /// Who has all processes migrate, if somebody shall.
+    pub mover: Option<Mutex<Mover>>,
 }
 
 /// A host daemon with one node, state and commands in a directory of its own.
@@ -50,7 +53,7 @@ pub fn shared() -> &'static Home {
     SHARED.get_or_init(|| {
         if let Some(runner) = env::var_os("SKEIN_TEST_RUNNER") {
             let runner = runner.to_string_lossy().split_whitespace().map(OsString::from).collect();
-            return Home::Ready(Setup { runner, environment: environment(None), host: None });
+            return Home::Ready(Setup { runner, environment: environment(None), host: None, mover: None });
         }
         if !Path::new("/dev/kvm").exists() {
             return Home::Absent;
@@ -63,12 +66,27 @@ pub fn shared() -> &'static Home {
         unsafe { libc::atexit(stop_shared) };
         let runner = vec![host.command_path("mosrun").into_os_string()];
         let environment = environment(Some(&host.directory()));
-        Home::Ready(Setup { runner, environment, host: Some(host) })
+        let mover = match env::var("SKEIN_TEST_MOVER").map(|seed| seed.parse()) {
+            Err(_) => None,
+            Ok(Err(_)) => return Home::Broken("SKEIN_TEST_MOVER is not a number".to_owned()),
+            Ok(Ok(seed)) => match host.skein(&["node", "launch", "--name", "other"]) {
+                Ok(_) => Some(Mutex::new(Mover::start(vec![host.socket("node-1"), host.socket("other")], seed))),
+                Err(why) => return Home::Broken(why),
+            },
+        };
+        Home::Ready(Setup { runner, environment, host: Some(host), mover })
     })
 }
 
 extern "C" fn stop_shared() {
-    if let Some(Home::Ready(Setup { host: Some(host), .. })) = SHARED.get() {
+    if let Some(Home::Ready(Setup { host: Some(host), mover, .. })) = SHARED.get() {
+        if let Some(mover) = mover {
+            let mut mover = mover.lock().unwrap_or_else(PoisonError::into_inner);
+            mover.stop();
+            let tally = mover.tally();
+            let moved: u32 = tally.moved.values().sum();
+            eprintln!("{moved} migrations of {} processes; refused: {:#?}", tally.moved.len(), tally.refused);
+        }
         host.stop();
         // The `TempDir` is in a static, which is never dropped.
         let _ = fs::remove_dir_all(host.directory.path());
@@ -190,6 +208,11 @@ impl Host {
             }
         }
         found
+    }
+
+    /// The socket of a node.
+    pub fn socket(&self, node: &str) -> PathBuf {
+        self.directory().join("nodes").join(format!("{node}.sock"))
     }
 
     /// The log of a node.

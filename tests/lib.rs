@@ -4,11 +4,13 @@
 //! A test says what runs ([`case::Case`]) and calls [`check`]. Where `/dev/kvm` exists a test that
 //! could not run fails; where it does not, it says so and passes. `SKEIN_TEST_RUNNER` names a
 //! command to use in place of `mosrun` (`env` compares native with native and so tests the cases).
+//! With `SKEIN_TEST_MOVER`, a number, all processes migrate between two nodes at moments that it decides.
 
 pub mod case;
 pub mod compare;
 pub mod guest;
 pub mod home;
+pub mod mover;
 pub mod net;
 pub mod pty;
 pub mod run;

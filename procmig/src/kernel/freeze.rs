@@ -181,6 +181,7 @@ impl GuestThread {
             robust_list: self.thread.robust_list.load(Ordering::Relaxed),
             last_fault: self.last_fault,
             usage: self.thread.usage(),
+            charged: self.thread.charged.load(Ordering::Relaxed),
             affinity: self.thread.own_affinity(),
             seq: lock(&self.channel).seq(),
             call,

@@ -50,6 +50,8 @@ pub struct ProcessImage {
     pub ended: Usage,
     /// What children have used that were waited for.
     pub children: Usage,
+    /// Most bytes resident that were seen.
+    pub peak_resident: u64,
     /// Seconds of CPU time at which `SIGXCPU` was sent last.
     pub cpu_warned: u64,
     /// The exit status of a leader that has ended before the others.
@@ -101,6 +103,8 @@ pub struct ThreadImage {
     pub last_fault: (u64, u64, u64),
     /// What it has used.
     pub usage: Usage,
+    /// CPU time in nanoseconds at its last turn to be told of the process's CPU time.
+    pub charged: u64,
     /// The CPUs that it has chosen, in the kernel's form without zeros at the end.
     pub affinity: Option<Vec<u8>>,
     /// Number of the last request on its call connection.

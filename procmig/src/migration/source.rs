@@ -153,7 +153,7 @@ pub fn migrate(kernel: &Arc<Kernel>, order: &Migrate, tell: &mut dyn FnMut(Event
         ..Record::default()
     };
     let tracker = Tracker::start(&kernel.machine)?;
-    let mut copy = Copy { kernel, space: &space, link, sent: Vec::new(), dirty: FrameSet::default(), missed: BTreeSet::new(), order };
+    let mut copy = Copy { kernel, space: space.clone(), link, sent: Vec::new(), dirty: FrameSet::default(), missed: BTreeSet::new(), order };
     let moved = copy
         .while_it_runs(&tracker, &mut record, tell)
         .and_then(|()| copy.while_it_stands(&process, &tracker, &mut record, tell));
@@ -195,7 +195,7 @@ fn check(kernel: &Kernel, process: &Arc<Process>) -> Result<Arc<AddressSpace>, M
 /// What a migration copies.
 struct Copy<'a> {
     kernel: &'a Arc<Kernel>,
-    space: &'a AddressSpace,
+    space: Arc<AddressSpace>,
     link: Link,
     order: &'a Migrate,
     /// What has been sent, in order, as it was then.
@@ -318,8 +318,9 @@ impl Copy<'_> {
         record: &mut Record,
     ) -> Result<(), MigrateError> {
         let sending = Instant::now();
-        // Another process may have come to share the memory meanwhile.
-        check(self.kernel, process)?;
+        // Another process may have come to share the memory meanwhile; or this one has a new program, of whose
+        // memory nothing is sent yet. The old memory is kept, so its frames are no other's.
+        self.space = check(self.kernel, process)?;
         let bound = |error: DescribeError| MigrateError::Bound { pid: process.pid, reason: error.into() };
         let description = self.space.describe(&self.kernel.vdso).map_err(bound)?;
         self.dirty.add(&tracker.take()?);
@@ -591,6 +592,7 @@ fn image(process: &Process, threads: &[ThreadImage], space: SpaceImage, epoch: u
         next_timer,
         ended: *lock(&process.counters.ended),
         children: process.children_usage(),
+        peak_resident: process.saw_resident(0),
         cpu_warned: process.counters.cpu_warned.load(Ordering::Relaxed),
         leader_status: process.leader_status(),
         leader_seq: process.leader_seq(),

@@ -487,6 +487,7 @@ fn process(
         .ok_or(ReceiveError::Wrong("a timer that nobody can have made"))?;
     *lock(&process.counters.ended) = image.ended;
     *lock(&process.counters.children) = image.children;
+    process.saw_resident(image.peak_resident);
     process.counters.cpu_warned.store(image.cpu_warned, Ordering::Relaxed);
     process.set_leader_status(image.leader_status);
     process.set_home_signals(image.home_signals);
@@ -591,6 +592,7 @@ fn guest_thread(
     guest.thread.clear_tid.store(image.clear_tid, Ordering::Relaxed);
     guest.thread.robust_list.store(image.robust_list, Ordering::Relaxed);
     guest.thread.continue_from(image.usage);
+    guest.thread.charged.store(image.charged, Ordering::Relaxed);
     if let Some(cpus) = image.affinity.as_deref().and_then(CpuSet::from_bytes) {
         guest.thread.set_affinity(cpus);
     }

@@ -27,10 +27,67 @@ const DISK: u64 = 1 << 20;
 /// are done already.
 pub fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: i64, args: &[u64; 6], progress: u64) -> Option<Outcome> {
     let Some(file) = file(guest, args[0] as i32) else {
-        // Another thread has closed it meanwhile: what was done of the call is not done again.
-        return (progress > 0).then_some(Outcome::Return(progress as i64));
+        return (progress > 0).then(|| forward_rest(guest, cpu, nr, args, progress));
     };
     serve_on(guest, cpu, nr, args, &file, progress)
+}
+
+/// Has home do the rest of a call of which `done` bytes are done: the process has migrated in it.
+fn forward_rest(guest: &mut GuestThread, cpu: &mut UserCpu, nr: i64, args: &[u64; 6], done: u64) -> Outcome {
+    /// As much is asked for at once.
+    const CHUNK: u64 = 1 << 20;
+    let mut parts = match nr {
+        libc::SYS_readv | libc::SYS_writev => vector(guest, cpu, args),
+        _ => part(args).map(|part| vec![part]),
+    }
+    .unwrap_or_default();
+    advance(&mut parts, done);
+    let mut done = done;
+    while let Some(&Part { address, length }) = parts.first() {
+        let length = length.min(CHUNK);
+        let one = match nr {
+            libc::SYS_readv => libc::SYS_read,
+            libc::SYS_writev => libc::SYS_write,
+            other => other,
+        };
+        let last = match nr {
+            libc::SYS_pread64 | libc::SYS_pwrite64 => [args[3].wrapping_add(done), 0, 0],
+            _ => [args[3], args[4], args[5]],
+        };
+        guest.again.progress = done;
+        let [third, fourth, fifth] = last;
+        let outcome = forward::forward(guest, cpu, one as u32, &[args[0], address, length, third, fourth, fifth]);
+        match outcome {
+            Outcome::Return(count) if count > 0 => {
+                done += count as u64;
+                advance(&mut parts, count as u64);
+                if (count as u64) < length {
+                    break;
+                }
+            }
+            Outcome::Paused | Outcome::End => return outcome,
+            Outcome::Restart(_) if guest.shall_only_freeze() => return Outcome::Paused,
+            // What is done is done.
+            _ => break,
+        }
+    }
+    Outcome::Return(done as i64)
+}
+
+/// Goes on with a call that home has had a part of, where the thread stood still in it.
+pub fn go_on(guest: &mut GuestThread, cpu: &mut UserCpu, nr: i64, args: &[u64; 6], done: u64) -> Outcome {
+    let asked = lock(&guest.channel).pending_call().map_or(0, |(_, args, _)| args[2]);
+    match forward::forward(guest, cpu, nr as u32, args) {
+        Outcome::Return(count) if count > 0 => {
+            let done = done + count as u64;
+            if (count as u64) < asked {
+                return Outcome::Return(done as i64);
+            }
+            forward_rest(guest, cpu, nr, args, done)
+        }
+        outcome @ (Outcome::Paused | Outcome::End) => outcome,
+        _ => Outcome::Return(done as i64),
+    }
 }
 
 /// In which manner bytes are to be moved.

@@ -93,7 +93,7 @@ fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -
     let progress = cpu.take_progress().max(guest.again.progress);
     let number = nr as i64;
     if lock(&guest.channel).is_in_call() {
-        return go_on(guest, cpu, number, args);
+        return go_on(guest, cpu, number, args, progress);
     }
     let local = |guest: &GuestThread| {
         guest.thread.tally.local_calls.add(1);
@@ -256,7 +256,7 @@ fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -
 }
 
 /// A call that the poller has begun, or in which the thread stood still: home has it already.
-fn go_on(guest: &mut GuestThread, cpu: &mut UserCpu, number: i64, args: &[u64; 6]) -> Outcome {
+fn go_on(guest: &mut GuestThread, cpu: &mut UserCpu, number: i64, args: &[u64; 6], progress: u64) -> Outcome {
     let nr = number as u32;
     match number {
         libc::SYS_wait4 | libc::SYS_waitid => waiting::wait(guest, cpu, nr, args),
@@ -269,6 +269,18 @@ fn go_on(guest: &mut GuestThread, cpu: &mut UserCpu, number: i64, args: &[u64; 6
         | libc::SYS_creat
         | libc::SYS_accept
         | libc::SYS_accept4 => io::open(guest, cpu, nr, args),
+        libc::SYS_read
+        | libc::SYS_write
+        | libc::SYS_pread64
+        | libc::SYS_pwrite64
+        | libc::SYS_readv
+        | libc::SYS_writev
+        | libc::SYS_recvfrom
+        | libc::SYS_sendto
+            if progress > 0 =>
+        {
+            io::go_on(guest, cpu, number, args, progress)
+        }
         _ => forward::forward(guest, cpu, nr, args),
     }
 }

@@ -1,0 +1,144 @@
+//! Somebody who has every process of a host migrate all the time, at moments that a seed decides.
+
+use procmig::migration::record::Record;
+use procmig::wire::control::{MAX_MESSAGE, Migrate, NodeReply, NodeRequest, ProcessStatus};
+use procmig::wire::frame;
+use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// What came of it.
+#[derive(Debug, Clone, Default)]
+pub struct Tally {
+    /// Migrations of each process.
+    pub moved: BTreeMap<i32, u32>,
+    /// Refusals, by their sentences without numbers.
+    pub refused: BTreeMap<String, u32>,
+}
+
+/// Moves processes until it is stopped.
+#[derive(Debug)]
+pub struct Mover {
+    stop: Arc<AtomicBool>,
+    tally: Arc<Mutex<Tally>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// SplitMix64.
+#[derive(Debug, Clone)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// The next number below `limit`.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % limit.max(1)
+    }
+}
+
+fn ask(socket: &Path, request: &NodeRequest) -> Result<NodeReply, String> {
+    let stream = UnixStream::connect(socket).map_err(|error| error.to_string())?;
+    frame::send(&stream, request, &[]).map_err(|error| error.to_string())?;
+    loop {
+        match frame::receive(&stream, MAX_MESSAGE).map_err(|error| error.to_string())?.0 {
+            NodeReply::Migration(_) => {}
+            reply => return Ok(reply),
+        }
+    }
+}
+
+/// The processes of the node with this socket.
+///
+/// # Errors
+/// If it does not answer.
+pub fn processes(socket: &Path) -> Result<Vec<ProcessStatus>, String> {
+    match ask(socket, &NodeRequest::Processes)? {
+        NodeReply::Processes(processes) => Ok(processes),
+        other => Err(format!("{other:?}")),
+    }
+}
+
+/// Has a process go from one node to another.
+///
+/// # Errors
+/// Why it stays.
+pub fn migrate(pid: i32, from: &Path, to: &Path) -> Result<Record, String> {
+    let order = Migrate {
+        pid,
+        socket: to.as_os_str().as_bytes().to_vec(),
+        node: to.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        max_freeze_micros: 50_000,
+        bandwidth: None,
+    };
+    match ask(from, &NodeRequest::Migrate(order))? {
+        NodeReply::Migrated(record) => Ok(record),
+        NodeReply::Refused(reason) => Err(reason),
+        other => Err(format!("{other:?}")),
+    }
+}
+
+impl Mover {
+    /// Begins to move the processes of the nodes with these sockets.
+    pub fn start(sockets: Vec<PathBuf>, seed: u64) -> Self {
+        let (stop, tally) = (Arc::new(AtomicBool::new(false)), Arc::<Mutex<Tally>>::default());
+        let (stopped, counted) = (stop.clone(), tally.clone());
+        let thread = std::thread::spawn(move || {
+            let mut random = Random(seed);
+            while !stopped.load(Ordering::Relaxed) {
+                turn(&sockets, &mut random, &counted);
+            }
+        });
+        Self { stop, tally, thread: Some(thread) }
+    }
+
+    /// What came of it so far.
+    pub fn tally(&self) -> Tally {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Stops.
+    pub fn stop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn turn(sockets: &[PathBuf], random: &mut Random, tally: &Mutex<Tally>) {
+    let mut all = Vec::new();
+    for (index, socket) in sockets.iter().enumerate() {
+        all.extend(processes(socket).unwrap_or_default().into_iter().map(|process| (process.pid, index)));
+    }
+    if all.is_empty() {
+        std::thread::sleep(Duration::from_millis(1));
+        return;
+    }
+    let (pid, from) = all[random.below(all.len() as u64) as usize];
+    let to = (from + 1 + random.below(sockets.len() as u64 - 1) as usize) % sockets.len();
+    let result = migrate(pid, &sockets[from], &sockets[to]);
+    let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+    match result {
+        Ok(_) => *tally.moved.entry(pid).or_default() += 1,
+        Err(reason) => {
+            let reason: String = reason.chars().map(|c| if c.is_ascii_digit() { '#' } else { c }).collect();
+            *tally.refused.entry(reason).or_default() += 1;
+        }
+    }
+    drop(tally);
+    std::thread::sleep(Duration::from_micros(random.below(3000)));
+}
+
+impl Drop for Mover {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
