@@ -44,6 +44,7 @@ pub struct Setup {
 pub struct Host {
     directory: TempDir,
     skein: PathBuf,
+    variables: Vec<(String, String)>,
 }
 
 static SHARED: OnceLock<Home> = OnceLock::new();
@@ -147,10 +148,16 @@ impl Host {
     pub fn prepare() -> Result<Self, String> {
         let skein = skein_binary()?;
         let directory = tempfile::Builder::new().prefix("skein-test").tempdir().map_err(|error| error.to_string())?;
-        for name in ["skein", "mosrun", "mosps"] {
+        for name in ["skein", "mosrun", "mosps", "mosmigrate"] {
             symlink(&skein, directory.path().join(name)).map_err(|error| format!("cannot link {name}: {error}"))?;
         }
-        Ok(Self { directory, skein })
+        Ok(Self { directory, skein, variables: Vec::new() })
+    }
+
+    /// Has the commands that are run from now on see a variable.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.variables.retain(|(other, _)| other != name);
+        self.variables.push((name.to_owned(), value.to_owned()));
     }
 
     /// The state directory.
@@ -167,6 +174,7 @@ impl Host {
     pub fn command(&self, name: &str) -> Command {
         let mut command = Command::new(self.command_path(name));
         command.env_clear().envs(environment(Some(&self.directory())));
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 

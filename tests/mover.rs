@@ -1,6 +1,6 @@
 //! Somebody who has every process of a host migrate all the time, at moments that a seed decides.
 
-use procmig::migration::record::Record;
+pub use procmig::migration::record::Record;
 use procmig::wire::control::{MAX_MESSAGE, Migrate, NodeReply, NodeRequest, ProcessStatus};
 use procmig::wire::frame;
 use std::collections::BTreeMap;

@@ -2,7 +2,7 @@
  * numbered pages and check each other's, counters that may not repeat, secrets that are only in memory and
  * in vector registers, signals each millisecond, a pipe, a child, and numbered lines in a file.
  *
- * wander SECONDS FILE */
+ * wander SECONDS FILE; SIGUSR1 ends it before its time. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <immintrin.h>
@@ -23,7 +23,7 @@
 enum { PAGES = 256, WRITERS = 3 };
 
 static atomic_bool done;
-static volatile sig_atomic_t ticks;
+static volatile sig_atomic_t ticks, stopped;
 
 static uint64_t now(void)
 {
@@ -68,7 +68,7 @@ static void *writer(void *argument)
 }
 
 /* Vector registers that only this thread has, through system calls and signals. */
-static void *vectors(void *argument)
+__attribute__((target("avx2"))) static void *vectors(void *argument)
 {
     (void)argument;
     __m256d value = _mm256_set_pd(1.5, -2.25, 3.125, 1e300), step = _mm256_set1_pd(0.0009765625);
@@ -166,6 +166,12 @@ static void tick(int signal)
     ticks++;
 }
 
+static void stop(int signal)
+{
+    (void)signal;
+    stopped = 1;
+}
+
 int main(int count, char **arguments)
 {
     CHECK(count == 3);
@@ -205,11 +211,12 @@ int main(int count, char **arguments)
     CHECK(pthread_sigmask(SIG_SETMASK, &old, NULL) == 0);
     struct itimerval each = { { 0, 1000 }, { 0, 1000 } };
     CHECK(setitimer(ITIMER_REAL, &each, NULL) == 0);
+    CHECK(signal(SIGUSR1, stop) != SIG_ERR);
     int file = open(arguments[2], O_WRONLY | O_CREAT | O_TRUNC | O_APPEND, 0644);
     CHECK(file >= 0);
     uint64_t start = now(), lines = 0;
     int children = 0;
-    while (now() - start < seconds * 1e9 || lines < 10000) {
+    while ((now() - start < seconds * 1e9 && !stopped) || lines < 10000) {
         char line[32];
         int length = snprintf(line, sizeof line, "%lu\n", (unsigned long)lines++);
         CHECK(write(file, line, length) == length);

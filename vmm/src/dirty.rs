@@ -70,7 +70,10 @@ impl OwnWrites {
 
     fn take(&self) -> Vec<u64> {
         let words = self.words.get().map_or(&[][..], |words| words);
-        words.iter().map(|word| if word.load(Ordering::Relaxed) == 0 { 0 } else { word.swap(0, Ordering::SeqCst) }).collect()
+        words
+            .iter()
+            .map(|word| if word.load(Ordering::Relaxed) == 0 { 0 } else { word.swap(0, Ordering::SeqCst) })
+            .collect()
     }
 }
 

@@ -180,6 +180,11 @@ impl UserCpu {
         self.vcpu.set_fpu(state)
     }
 
+    /// Declares that the calling thread is the one that runs it.
+    pub fn claim(&mut self) {
+        self.vcpu.claim();
+    }
+
     /// What breaks into [`run`](Self::run).
     pub fn interrupter(&self) -> Interrupter {
         self.vcpu.interrupter()

@@ -16,6 +16,9 @@ use std::io::{IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
+/// How long a process may stand still if nobody says otherwise.
+const MAX_FREEZE: Duration = Duration::from_millis(50);
+
 /// Have a process go to another node while it runs.
 ///
 /// The process keeps its PID, terminal, files and signals: all that touches its environment is done by its deputy,
@@ -75,15 +78,55 @@ pub fn main(args: MigrateArgs) -> anyhow::Result<()> {
     let Some(from) = from else { bail!("no node of this host runs process {}; see: mosps", args.pid) };
     let to = target(&state, &nodes, &from, &args.to)?;
     let order = Migrate {
-        pid: args.pid,
-        socket: state.node_socket(&to).as_os_str().as_bytes().to_vec(),
-        node: to.to_string(),
         max_freeze_micros: u64::try_from(args.max_freeze.as_micros()).unwrap_or(u64::MAX),
         bandwidth: args.bandwidth.map(|Size(bytes)| bytes.max(1)),
+        ..order(&state, args.pid, &to)
     };
     let mut display = Display::new(args.json, args.pid);
     let record = nodelink::migrate(&state, &from, &order, &mut |event| display.show(&event))?;
     display.finish(&record)
+}
+
+/// Has all processes of a node go to others, each to the one that has fewest threads; if there are no others, or one
+/// cannot go, it stays.
+pub fn evacuate(state: &StateDir, from: &NodeName, others: &[NodeName]) -> anyhow::Result<()> {
+    /// Processes may be started, or end, while others leave.
+    const ROUNDS: u32 = 5;
+    for _ in 0..ROUNDS {
+        let processes = nodelink::processes(state, from)?;
+        if processes.is_empty() || others.is_empty() {
+            break;
+        }
+        for process in processes {
+            let Some(to) = least(state, others)? else { return Ok(()) };
+            let order = order(state, process.pid, &to);
+            match nodelink::migrate(state, from, &order, &mut |_| {}) {
+                Ok(_) => print(&format!("{} went to {to}\n", process.pid))?,
+                Err(error) => crate::output::complain("skein node stop", &error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The node with fewest threads.
+fn least(state: &StateDir, nodes: &[NodeName]) -> anyhow::Result<Option<NodeName>> {
+    let mut known = Vec::new();
+    for node in nodes {
+        known.push((nodelink::status(state, node)?.threads, node.clone()));
+    }
+    known.sort();
+    Ok(known.into_iter().next().map(|(_, node)| node))
+}
+
+fn order(state: &StateDir, pid: i32, to: &NodeName) -> Migrate {
+    Migrate {
+        pid,
+        socket: state.node_socket(to).as_os_str().as_bytes().to_vec(),
+        node: to.to_string(),
+        max_freeze_micros: MAX_FREEZE.as_micros() as u64,
+        bandwidth: None,
+    }
 }
 
 /// The node that is meant.
@@ -92,14 +135,8 @@ fn target(state: &StateDir, nodes: &[NodeName], from: &NodeName, wanted: &str) -
         // All nodes that this command reaches are at home.
         "home" => bail!("it is at home already, at the node {from}"),
         "out" => {
-            let mut others = Vec::new();
-            for node in nodes.iter().filter(|node| *node != from) {
-                let status = nodelink::status(state, node)?;
-                others.push((status.threads, node.clone()));
-            }
-            others.sort();
-            let (_, least) = others.into_iter().next().context("there is no other node; see: skein node launch")?;
-            Ok(least)
+            let others: Vec<NodeName> = nodes.iter().filter(|node| *node != from).cloned().collect();
+            least(state, &others)?.context("there is no other node; see: skein node launch")
         }
         name => {
             let name: NodeName = name.parse()?;
@@ -130,7 +167,8 @@ impl Display {
             return Self::Plain { rounds: 0 };
         }
         let bar = ProgressBar::new(0);
-        let style = ProgressStyle::with_template("{prefix} {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec} {msg}");
+        let style =
+            ProgressStyle::with_template("{prefix} {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec} {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_prefix(format!("{pid}"));
         bar.set_message("preparing");

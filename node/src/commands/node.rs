@@ -2,6 +2,7 @@
 
 use crate::cli::{DirArg, STATUSES};
 use crate::client::Client;
+use crate::commands::mosmigrate;
 use crate::hostd::protocol::{HostRequest, HostStatus};
 use crate::memory::{Machine, Size, show};
 use crate::name::NodeName;
@@ -178,7 +179,12 @@ fn stop(dir: &DirArg, name: Option<NodeName>, force: bool) -> anyhow::Result<()>
         Some(name) => vec![name],
         None => client.status()?.nodes.into_iter().map(|node| node.name).collect(),
     };
+    let all: Vec<NodeName> = client.status()?.nodes.into_iter().map(|node| node.name).collect();
+    let others: Vec<NodeName> = all.into_iter().filter(|node| !names.contains(node)).collect();
     for name in names {
+        if !force && let Some(state) = &state {
+            mosmigrate::evacuate(state, &name, &others)?;
+        }
         client.ask(&HostRequest::StopNode { name: name.clone(), force })?;
         print(&format!("{name} has stopped\n"))?;
     }

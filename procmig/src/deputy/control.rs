@@ -3,6 +3,7 @@
 use super::descriptors::Own;
 use super::threads::{THREADS, Thread, lock};
 use super::{descriptors, end, home_proc, kernel, moving, signals};
+use crate::migration::faults::{self, Step};
 use crate::wire::control::{MAX_MESSAGE, ToDeputy, ToNode};
 use crate::wire::frame;
 use std::io;
@@ -66,6 +67,10 @@ fn run(stream: &mut UnixStream) {
                 Ok((ToDeputy::Hold { epoch }, _)) if moving::is_next(epoch) => {
                     holds = true;
                     relay(stream);
+                    // One that fails is one that is not answered.
+                    if faults::at(Step::DeputyHold).is_err() {
+                        continue;
+                    }
                     say(stream, &ToNode::Held { epoch });
                 }
                 Ok((ToDeputy::Release { epoch } | ToDeputy::Hold { epoch }, _)) => holds &= !moving::is_next(epoch),

@@ -6,6 +6,7 @@
 use super::descriptors::{self, Own};
 use super::end;
 use super::threads::{NewConnection, THREADS, Thread, lock};
+use crate::migration::faults::{self, Step};
 use crate::wire::control::{Commit, HandOver, MAX_MESSAGE, NodeReply, NodeRequest, ToNode};
 use crate::wire::frame::{self, MAX_DESCRIPTORS};
 use std::io;
@@ -67,6 +68,7 @@ pub(super) fn hand_over(commit: &Commit) -> Result<UnixStream, MoveError> {
     if !is_next(commit.epoch) {
         return Err(MoveError::OutOfTurn);
     }
+    faults::at(Step::DeputyCommit)?;
     let threads = lock(&THREADS).clone();
     let find = |hand_over: &HandOver| {
         let found = threads.iter().find(|thread| thread.tid == hand_over.tid);
@@ -83,11 +85,14 @@ pub(super) fn hand_over(commit: &Commit) -> Result<UnixStream, MoveError> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     adopt(&stream, commit, &pairs)?;
+    faults::at(Step::DeputyAdopted)?;
     stream.set_write_timeout(None)?;
     stream.set_read_timeout(None)?;
     // From here on the process is the target's.
     frame::send(&stream, &ToNode::Run { epoch: commit.epoch }, &[])?;
     EPOCH.store(commit.epoch, Ordering::SeqCst);
+    // It is the target's, whatever happens here.
+    let _ = faults::at(Step::DeputyMoved);
     for ((thread, hand_over), (ours, theirs)) in leaving.iter().zip(&commit.threads).zip(pairs) {
         drop(theirs);
         thread.reconnect(NewConnection { connection: ours, seq: hand_over.seq, awaits: hand_over.awaits });

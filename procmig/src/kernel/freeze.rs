@@ -4,8 +4,8 @@
 //! on at home, or is waited for anew. Calls that do not wait are brought to their end.
 
 use super::guest::GuestThread;
-use super::process::Process;
 use super::lock;
+use super::process::Process;
 use crate::migration::image::{CallImage, ThreadImage};
 use nix::errno::Errno;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,9 +13,11 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use vmm::user_cpu::UserCpu;
 
-/// Between two calls to threads that do not stand still yet: one that was about to wait at home when it was
+/// Between the first two calls to threads that do not stand still yet: one that was about to wait at home when it was
 /// called has not heard it.
-const REPEAT: Duration = Duration::from_micros(500);
+const REPEAT: Duration = Duration::from_micros(300);
+/// Between two later ones, at most: each breaks into what the thread does.
+const SELDOM: Duration = Duration::from_millis(10);
 
 /// Why a process could not be stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -99,6 +101,7 @@ impl Process {
         let mut frozen = Frozen { process: self, threads: Vec::new() };
         let deadline = Instant::now() + limit;
         self.wake_stopped();
+        let mut repeat = REPEAT;
         loop {
             let threads = self.threads();
             let still = lock(&self.freezer.still);
@@ -119,9 +122,15 @@ impl Process {
             for thread in missing {
                 thread.call_to_freeze();
             }
-            let still = lock(&self.freezer.still);
-            if still.len() < threads.len() {
-                drop(self.freezer.changed.wait_timeout(still, REPEAT).unwrap_or_else(PoisonError::into_inner));
+            let until = Instant::now() + repeat;
+            repeat = (repeat * 2).min(SELDOM);
+            let mut still = lock(&self.freezer.still);
+            while still.len() < threads.len() && self.ending().is_none() {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                still = self.freezer.changed.wait_timeout(still, left).unwrap_or_else(PoisonError::into_inner).0;
             }
         }
     }

@@ -82,6 +82,7 @@ impl Pool {
             .name("vcpu".into())
             .stack_size(STACK)
             .spawn(move || {
+                cpu.claim();
                 let _ = host_sender.send(HostThread::current());
                 while let Ok(job) = receiver.recv() {
                     if let Some(guest) = job(&mut cpu) {

@@ -1,5 +1,6 @@
 //! The source of a migration: rounds of memory while the process runs, and the rest while it stands still.
 
+use super::faults::{self, Action, Step};
 use super::image::{ObjectImage, ProcessImage, SpaceImage, ThreadImage};
 use super::record::{Event, Record, Round};
 use super::wire::{Content, FromSource, MAX_PAGES, MAX_RUNS, Offer, Owner, Reply, Run, Ticket};
@@ -107,10 +108,26 @@ impl Link {
     }
 
     fn send(&mut self, message: &FromSource, descriptors: &[RawFd]) -> Result<(), FrameError> {
-        let bytes = frame::encode(message)?;
+        let mut bytes = frame::encode(message)?;
+        let step = match message {
+            FromSource::Pages(_) => Step::SourcePages,
+            _ => Step::SourceImage,
+        };
+        match faults::of_message(step) {
+            Some(Action::Corrupt) => bytes[4..].iter_mut().for_each(|byte| *byte ^= 0xa5),
+            Some(Action::Duplicate) => self.stream.write_all(&bytes.clone())?,
+            _ => {}
+        }
         let sent = frame::send_with_descriptors(&self.stream, &bytes, descriptors)?;
         self.stream.write_all(&bytes[sent..])?;
         self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// The process stands still: nothing may take long any more.
+    fn hurry(&self) -> Result<(), FrameError> {
+        self.stream.set_read_timeout(Some(STOP))?;
+        self.stream.set_write_timeout(Some(STOP))?;
         Ok(())
     }
 
@@ -142,6 +159,7 @@ pub fn migrate(kernel: &Arc<Kernel>, order: &Migrate, tell: &mut dyn FnMut(Event
         fpu: (fpu, features),
         hwcap: (kernel.hwcap, kernel.hwcap2),
     };
+    faults::at(Step::SourceOffer).map_err(FrameError::from)?;
     frame::send(&link.stream, &NodeRequest::Receive(offer), &[])?;
     link.reply()?;
     tell(Event::Prepared { bytes });
@@ -153,7 +171,15 @@ pub fn migrate(kernel: &Arc<Kernel>, order: &Migrate, tell: &mut dyn FnMut(Event
         ..Record::default()
     };
     let tracker = Tracker::start(&kernel.machine)?;
-    let mut copy = Copy { kernel, space: space.clone(), link, sent: Vec::new(), dirty: FrameSet::default(), missed: BTreeSet::new(), order };
+    let mut copy = Copy {
+        kernel,
+        space: space.clone(),
+        link,
+        sent: Vec::new(),
+        dirty: FrameSet::default(),
+        missed: BTreeSet::new(),
+        order,
+    };
     let moved = copy
         .while_it_runs(&tracker, &mut record, tell)
         .and_then(|()| copy.while_it_stands(&process, &tracker, &mut record, tell));
@@ -186,7 +212,10 @@ fn check(kernel: &Kernel, process: &Arc<Process>) -> Result<Arc<AddressSpace>, M
         !Arc::ptr_eq(other, process) && other.space().is_some_and(|other| Arc::ptr_eq(&other, &space))
     };
     if let Some(other) = kernel.processes().iter().find(|other| shares(other)) {
-        return Err(bound(format!("it shares its memory with process {} until that runs a program (vfork)", other.pid)));
+        return Err(bound(format!(
+            "it shares its memory with process {} until that runs a program (vfork)",
+            other.pid
+        )));
     }
     space.describe(&kernel.vdso).map_err(|error| bound(error.into()))?;
     Ok(space)
@@ -243,8 +272,11 @@ impl Copy<'_> {
     fn forget_missed(&mut self) {
         let missed = std::mem::take(&mut self.missed);
         if !missed.is_empty() {
-            let has = |page: &PrivatePage| missed.range(page.page..page.page + u64::from(page.count())).next().is_some();
-            self.sent.retain(|page| !has(page));
+            /// No page's: an earlier round may have sent something.
+            const UNKNOWN: Frame = Frame(u32::MAX);
+            let has =
+                |page: &PrivatePage| missed.range(page.page..page.page + u64::from(page.count())).next().is_some();
+            self.sent.iter_mut().filter(|page| has(page)).for_each(|page| page.frame = UNKNOWN);
         }
     }
 
@@ -256,6 +288,7 @@ impl Copy<'_> {
         let mut round = Round::default();
         let mut done = 0;
         for batch in batches(todo) {
+            faults::at(Step::SourcePages).map_err(FrameError::from)?;
             let pinned = self.space.pin(batch);
             self.missed.extend(batch.iter().filter(|stretch| !pinned.contains(stretch)).map(|stretch| stretch.page));
             let sent = self.link.send_pages(self.kernel, Owner::Space, &pinned, &mut round);
@@ -318,6 +351,8 @@ impl Copy<'_> {
         record: &mut Record,
     ) -> Result<(), MigrateError> {
         let sending = Instant::now();
+        self.link.hurry()?;
+        faults::at(Step::SourceFrozen).map_err(FrameError::from)?;
         // Another process may have come to share the memory meanwhile; or this one has a new program, of whose
         // memory nothing is sent yet. The old memory is kept, so its frames are no other's.
         self.space = check(self.kernel, process)?;
@@ -335,6 +370,7 @@ impl Copy<'_> {
         drop(process.descriptors.change(Change::All));
         let image = image(process, &frozen.threads, description.image.clone(), epoch);
         let threads = hand_over_list(&image);
+        faults::at(Step::SourceImage).map_err(FrameError::from)?;
         self.link.send(&FromSource::Image(Box::new(image)), &[])?;
         for descriptors in description.descriptors().chunks(MAX_DESCRIPTORS) {
             self.link.send(&FromSource::Descriptors, descriptors)?;
@@ -343,19 +379,17 @@ impl Copy<'_> {
         (round.bytes, round.micros) = (self.link.bytes - before, micros(sending));
         record.rounds.push(round);
         let committing = Instant::now();
-        let commit = Commit {
-            epoch,
-            socket: self.order.socket.clone(),
-            node: self.order.node.clone(),
-            ticket,
-            threads,
-        };
+        let commit =
+            Commit { epoch, socket: self.order.socket.clone(), node: self.order.node.clone(), ticket, threads };
+        faults::at(Step::SourceCommit).map_err(FrameError::from)?;
         process.send(&ToDeputy::Commit(Box::new(commit)));
         // From now on only the deputy knows whose the process is.
         let verdict = process.take_verdict(None);
         record.commit_micros = micros(committing);
         match verdict {
             Some(Verdict::Moved) => {
+                // It is gone, whatever happens here.
+                let _ = faults::at(Step::SourceMoved);
                 process.begin_exit(Ending::Lost);
                 Ok(())
             }

@@ -1,5 +1,6 @@
 //! The target of a migration: memory that arrives, and a process that is made from it and waits for its deputy.
 
+use super::faults::{self, Step};
 use super::image::{ForwardedCall, MAX_FPU, MAX_THREADS, ObjectImage, ProcessImage, ThreadImage};
 use super::wire::{Content, FromSource, MAX_MESSAGE, Offer, Owner, Reply, Run, Ticket, bytes_of};
 use crate::channel::CallChannel;
@@ -147,13 +148,20 @@ fn ticket() -> io::Result<Ticket> {
 }
 
 fn arrive(kernel: &Arc<Kernel>, stream: &UnixStream, offer: &Offer) -> Result<Arrival, ReceiveError> {
+    faults::at(Step::TargetOffer)?;
     consider(kernel, offer)?;
     frame::send(stream, &Reply::Ready(Ticket::default()), &[])?;
     let mut hold = Hold { kernel, space: Pages::default(), objects: HashMap::new() };
     loop {
         match frame::receive(stream, MAX_MESSAGE)?.0 {
-            FromSource::Pages(runs) => hold.take(stream, &runs)?,
-            FromSource::Image(image) => return hold.make(stream, *image, offer.pid),
+            FromSource::Pages(runs) => {
+                faults::at(Step::TargetPages)?;
+                hold.take(stream, &runs)?;
+            }
+            FromSource::Image(image) => {
+                faults::at(Step::TargetImage)?;
+                return hold.make(stream, *image, offer.pid);
+            }
             FromSource::Abandoned => return Err(ReceiveError::Abandoned),
             FromSource::Descriptors => return Err(ReceiveError::Wrong("descriptors before the image")),
         }
@@ -505,6 +513,7 @@ impl Arrival {
     /// # Errors
     /// If a thread's connection is missing, or it may not have so many threads.
     pub fn connect(&mut self, control: UnixStream, mut calls: HashMap<i32, UnixStream>) -> Result<(), ReceiveError> {
+        faults::at(Step::TargetAdopt)?;
         let mut channel = |tid, seq| {
             let stream = calls.remove(&tid).ok_or(ReceiveError::Wrong("a thread has no connection"))?;
             let mut channel = CallChannel::new(stream);
@@ -536,6 +545,8 @@ impl Arrival {
 
     /// Runs the process: it is this node's from now on.
     pub fn run(mut self) {
+        // It is this node's, whatever happens here.
+        let _ = faults::at(Step::TargetRun);
         let kernel = self.process.kernel.clone();
         if let Err(error) = kernel.relay.add(&self.process) {
             tracing::error!(pid = self.process.pid, %error, "a deputy's control connection");
@@ -543,8 +554,7 @@ impl Arrival {
         }
         kernel.timers.resume(&self.process);
         for (guest, image, worker) in std::mem::take(&mut self.ready) {
-            let start =
-                Start { regs: frame_regs(image.regs), bases: image.bases, fpu: image.fpu, child_tid: None };
+            let start = Start { regs: frame_regs(image.regs), bases: image.bases, fpu: image.fpu, child_tid: None };
             let in_call = image.call.is_some();
             worker.run(move |cpu| guest.run_from(cpu, start, in_call));
         }

@@ -227,7 +227,8 @@ impl AddressSpace {
         image: &SpaceImage,
         objects: &[Arc<PageObject>],
     ) -> Result<Arc<Self>, ImageError> {
-        let object = |index: u32| objects.get(index as usize).cloned().ok_or(ImageError::Wrong("there is no such object"));
+        let object =
+            |index: u32| objects.get(index as usize).cloned().ok_or(ImageError::Wrong("there is no such object"));
         if image.regions.len() > MAX_REGIONS || objects.len() != image.objects.len() {
             return Err(ImageError::Wrong("there is too much of it"));
         }
@@ -336,9 +337,7 @@ impl AddressSpace {
             if !current.as_ref().is_some_and(|region| region.start <= at && end <= region.end) {
                 current = regions.at(at).filter(|region| end <= region.end).cloned();
             }
-            let is_private = |region: &&Region| {
-                !region.is_shared() && !region.flags.contains(RegionFlags::SPECIAL)
-            };
+            let is_private = |region: &&Region| !region.is_shared() && !region.flags.contains(RegionFlags::SPECIAL);
             let Some(region) = current.as_ref().filter(is_private).filter(|_| result.is_ok()) else {
                 result = result.and(Err(ImageError::Wrong("a page is where no private memory is")));
                 frames.release_all(&(0..count).map(|i| frame.offset(i)).collect::<Vec<_>>());

@@ -365,7 +365,7 @@ impl KvmVcpu {
 }
 
 impl Vcpu for KvmVcpu {
-    fn run(&mut self) -> Result<Exit, HypervisorError> {
+    fn claim(&mut self) {
         let byte = self.immediate_exit();
         if !self.interrupter.is_bound(byte) {
             // SAFETY: the byte is in the run page of `fd`; `drop` unbinds, and a vCPU that moves to
@@ -373,6 +373,10 @@ impl Vcpu for KvmVcpu {
             // a page that is mapped for as long as the vCPU exists.
             unsafe { self.interrupter.bind(byte) };
         }
+    }
+
+    fn run(&mut self) -> Result<Exit, HypervisorError> {
+        self.claim();
         // Cleared before the interrupter is asked: one that comes between sets it again. With the
         // byte set the call still finishes the `out` that the last exit was for.
         self.fd.set_kvm_immediate_exit(0);

@@ -157,6 +157,10 @@ pub struct VcpuSetup {
 
 /// A vCPU. Its registers may be read and written while it does not run.
 pub trait Vcpu: Send {
+    /// Declares that the calling thread is the one that runs it: from now on its interrupter breaks into what that
+    /// thread does, though it has not run it yet.
+    fn claim(&mut self);
+
     /// Runs to the next exit.
     ///
     /// # Errors

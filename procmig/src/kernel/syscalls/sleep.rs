@@ -1,7 +1,7 @@
 //! Calls that sleep in the node.
 
-use super::masks::{replace_mask, restore_mask};
 use super::Outcome;
+use super::masks::{replace_mask, restore_mask};
 use crate::futex::Parked;
 use crate::kernel::deliver::RestartKind;
 use crate::kernel::guest::{GuestThread, failure};

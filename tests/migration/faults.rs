@@ -1,0 +1,165 @@
+//! Faults at each step: the process goes on at one node, and a retry succeeds.
+
+use crate::wandering::{ended_well, wander};
+use crate::{Pair, numbered, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// What becomes of a migration with a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// It fails, the process goes on at the source, and a retry succeeds.
+    Stays,
+    /// It succeeds all the same.
+    Goes,
+    /// The node that had the process is dead, and so is it: its deputy says so.
+    Dies,
+    /// As `Stays`, but the target must be started anew first.
+    StaysWithoutTarget,
+    /// It is at the target, and the source is dead.
+    GoesWithoutSource,
+}
+
+use Then::{Dies, Goes, GoesWithoutSource, Stays, StaysWithoutTarget};
+
+const FAULTS: [(&str, Then); 37] = [
+    ("SourceOffer=cut", Stays),
+    ("SourceOffer=kill", Dies),
+    ("SourceOffer=delay", Goes),
+    ("SourcePages=cut", Stays),
+    ("SourcePages=kill", Dies),
+    ("SourcePages=corrupt", Stays),
+    ("SourcePages=duplicate", Stays),
+    ("SourcePages=delay", Goes),
+    ("SourceFrozen=cut", Stays),
+    ("SourceFrozen=kill", Dies),
+    ("SourceFrozen=delay", Goes),
+    ("SourceImage=cut", Stays),
+    ("SourceImage=kill", Dies),
+    ("SourceImage=corrupt", Stays),
+    ("SourceImage=duplicate", Stays),
+    ("SourceImage=delay", Goes),
+    ("SourceCommit=cut", Stays),
+    ("SourceCommit=kill", Dies),
+    ("SourceCommit=delay", Goes),
+    ("SourceMoved=kill", GoesWithoutSource),
+    ("SourceMoved=delay", Goes),
+    ("TargetOffer=cut", Stays),
+    ("TargetOffer=kill", StaysWithoutTarget),
+    ("TargetPages=cut", Stays),
+    ("TargetPages=kill", StaysWithoutTarget),
+    ("TargetImage=cut", Stays),
+    ("TargetImage=kill", StaysWithoutTarget),
+    ("TargetImage=stop", Stays),
+    ("TargetAdopt=cut", Stays),
+    ("TargetAdopt=kill", StaysWithoutTarget),
+    ("TargetRun=kill", Dies),
+    ("TargetRun=delay", Goes),
+    ("DeputyHold=cut", Stays),
+    ("DeputyCommit=cut", Stays),
+    ("DeputyAdopted=cut", Stays),
+    ("DeputyAdopted=delay", Goes),
+    ("DeputyMoved=delay", Goes),
+];
+
+/// The status of a `mosrun` whose node died.
+const NODE_DIED: i32 = 123;
+
+fn with_fault(fault: &str, then: Then) {
+    let (nodes, deputies) = if fault.starts_with("Deputy") { ("", fault) } else { (fault, "") };
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let mark = place.path().join("happened").to_string_lossy().into_owned();
+    let Some(mut pair) = Pair::start_with(&[("SKEIN_FAULT", nodes), ("SKEIN_FAULT_MARK", &mark)]) else { return };
+    pair.host.set("SKEIN_FAULT", deputies);
+    let (child, file) = wander(&pair, "0.6", "numbers");
+    let pid = child.id() as i32;
+    let written = || std::fs::metadata(&file).map_or(0, |about| about.len());
+    until("the program is at work", || written() > 0);
+    let result = pair.migrate(pid);
+    // At one node it goes on, within a second.
+    let goes_on = || {
+        let (before, since) = (written(), Instant::now());
+        until("the program goes on", || written() > before);
+        assert!(since.elapsed() < Duration::from_secs(1), "it stood still for {:?}", since.elapsed());
+    };
+    match then {
+        Goes => {
+            assert!(result.is_ok(), "{result:?}");
+            assert_eq!(pair.at(pid), Some('b'));
+        }
+        Stays | StaysWithoutTarget => {
+            assert!(result.is_err(), "it went");
+            goes_on();
+            assert_eq!(pair.at(pid), Some('a'));
+            if then == StaysWithoutTarget {
+                until("the target is gone", || !pair.socket("b").exists());
+                pair.host.skein(&["node", "launch", "--name", "b"]).expect("a new node");
+            }
+            let retry = Instant::now();
+            // A process that was given up late may be there for a moment still.
+            let mut again = pair.migrate(pid);
+            while again.is_err() && retry.elapsed() < Duration::from_secs(5) {
+                std::thread::sleep(Duration::from_millis(20));
+                again = pair.migrate(pid);
+            }
+            assert!(again.is_ok(), "the retry: {again:?}");
+        }
+        Dies => {
+            let output = child.wait_with_output().expect("mosrun ends");
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(NODE_DIED), "it said: {said}");
+            // What was written was written once.
+            numbered(&file);
+            return;
+        }
+        GoesWithoutSource => {
+            assert!(result.is_err());
+            goes_on();
+        }
+    }
+    ended_well(child);
+    assert!(numbered(&file) >= 10_000);
+}
+
+#[test]
+fn at_each_step_a_fault_leaves_the_process_at_one_node() {
+    let next = AtomicUsize::new(0);
+    let failed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(&(fault, then)) = FAULTS.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    let ran = std::panic::catch_unwind(|| with_fault(fault, then));
+                    if let Err(panic) = ran {
+                        let why = panic.downcast_ref::<String>().cloned();
+                        let why = why.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+                        failed.lock().expect("no panic").push(format!("{fault}: {}", why.unwrap_or_default()));
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("no panic");
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn a_deputy_that_is_killed_takes_its_process_along_wherever_that_is() {
+    let Some(pair) = Pair::start() else { return };
+    for round in 0..10 {
+        let (mut child, _) = wander(&pair, "3600", "killed");
+        let pid = child.id() as i32;
+        std::thread::scope(|scope| {
+            scope.spawn(|| while pair.migrate(pid).is_ok() {});
+            std::thread::sleep(Duration::from_millis(20 + 7 * round));
+            kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it runs");
+        });
+        let since = Instant::now();
+        until("no node has it", || pair.at(pid).is_none());
+        assert!(since.elapsed() < Duration::from_secs(1), "it was there for {:?}", since.elapsed());
+        child.wait().expect("it has ended");
+    }
+}

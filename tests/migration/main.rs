@@ -1,0 +1,106 @@
+//! Processes that migrate while they run: what they notice of it is nothing, what is left of them where they were is
+//! nothing, and what fails leaves them where they are.
+
+mod faults;
+mod refusals;
+mod wandering;
+
+use skein_tests::home::Host;
+use skein_tests::mover;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// A host with two nodes, `a` and `b`.
+struct Pair {
+    host: Host,
+    place: TempDir,
+}
+
+impl Pair {
+    /// Starts them; `None` where there is no `/dev/kvm`, or where another runner stands in for `mosrun`.
+    fn start() -> Option<Self> {
+        Self::start_with(&[])
+    }
+
+    /// The same with variables in the environment of host and nodes.
+    fn start_with(environment: &[(&str, &str)]) -> Option<Self> {
+        if std::env::var_os("SKEIN_TEST_RUNNER").is_some() || !Path::new("/dev/kvm").exists() {
+            eprintln!("not run: no host here");
+            return None;
+        }
+        let mut host = Host::prepare().unwrap_or_else(|why| panic!("{why}"));
+        for &(name, value) in environment {
+            host.set(name, value);
+        }
+        for arguments in
+            [&["host", "start"][..], &["node", "launch", "--name", "a"], &["node", "launch", "--name", "b"]]
+        {
+            host.skein(arguments).unwrap_or_else(|why| panic!("{why}"));
+        }
+        let place = tempfile::tempdir().expect("a temporary directory");
+        Some(Self { host, place })
+    }
+
+    fn socket(&self, node: &str) -> PathBuf {
+        self.host.socket(node)
+    }
+
+    /// `mosrun --node a ARGV`, with its output in pipes.
+    fn mosrun(&self, argv: &[OsString]) -> Command {
+        let mut command = self.host.command("mosrun");
+        command.args(["--node", "a"]).args(argv).current_dir(self.place.path());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Starts it and waits until the node has it.
+    fn start_at_a(&self, argv: &[OsString]) -> Child {
+        let child = self.mosrun(argv).spawn().expect("mosrun starts");
+        let pid = child.id() as i32;
+        until("the node has the process", || self.at(pid) == Some('a'));
+        child
+    }
+
+    /// At which node a process is.
+    fn at(&self, pid: i32) -> Option<char> {
+        ['a', 'b'].into_iter().find(|node| {
+            let processes = mover::processes(&self.socket(&node.to_string())).unwrap_or_default();
+            processes.iter().any(|process| process.pid == pid)
+        })
+    }
+
+    /// Has a process go to the other node.
+    fn migrate(&self, pid: i32) -> Result<mover::Record, String> {
+        match self.at(pid) {
+            Some('a') => mover::migrate(pid, &self.socket("a"), &self.socket("b")),
+            Some(_) => mover::migrate(pid, &self.socket("b"), &self.socket("a")),
+            None => Err("it is at no node".to_owned()),
+        }
+    }
+}
+
+/// Waits for something that soon becomes true.
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(20), "not within 20 seconds: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Words of a command.
+fn words(words: &[&str]) -> Vec<OsString> {
+    words.iter().map(OsString::from).collect()
+}
+
+/// The lines of a file are the numbers from 0 on, each once.
+fn numbered(file: &Path) -> usize {
+    let text = std::fs::read_to_string(file).expect("the file");
+    for (expected, line) in text.lines().enumerate() {
+        assert_eq!(line.parse(), Ok(expected), "a number was lost or written twice");
+    }
+    text.lines().count()
+}

@@ -1,0 +1,171 @@
+//! Programs that go back and forth.
+
+use crate::{Pair, numbered, words};
+use skein_tests::guest::{Linking, program};
+use skein_tests::mover;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::Child;
+
+/// The program that notices everything, for so long.
+pub(crate) fn wander(pair: &Pair, seconds: &str, file: &str) -> (Child, std::path::PathBuf) {
+    let case = program("wander", Linking::Dynamic, []);
+    let path = pair.place.path().join(file);
+    let argv: Vec<OsString> = [case.argv[0].clone().into(), seconds.into(), path.clone().into()].into();
+    (pair.start_at_a(&argv), path)
+}
+
+/// Waits for the program's end, which is a good one.
+pub(crate) fn ended_well(child: Child) -> String {
+    let output = child.wait_with_output().expect("its output");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "it said: {said}");
+    said
+}
+
+#[test]
+fn a_program_that_notices_everything_notices_nothing_of_500_migrations() {
+    let Some(pair) = Pair::start() else { return };
+    let (child, file) = wander(&pair, "3600", "numbers");
+    let pid = child.id() as i32;
+    let mut random = mover::Random(4);
+    let mut longest = 0;
+    for number in 0..500 {
+        let record = pair.migrate(pid).unwrap_or_else(|why| panic!("migration {number}: {why}"));
+        longest = longest.max(record.freeze_micros);
+        std::thread::sleep(std::time::Duration::from_micros(random.below(20_000)));
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGUSR1).expect("it runs");
+    let said = ended_well(child);
+    assert!(numbered(&file) >= 10_000);
+    eprintln!("the longest freeze: {longest} us; it said: {said}");
+}
+
+/// What a node's VMM has: descriptors, threads, and bytes of guest RAM that are handed out.
+fn belongings(pair: &Pair, node: &str) -> (usize, usize, u64) {
+    let json = pair.host.skein(&["node", "ls", "--json"]).expect("node ls works");
+    let nodes: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let of = nodes.as_array().and_then(|nodes| nodes.iter().find(|entry| entry["name"] == node)).expect("the node");
+    let pid = of["vmm_pid"].as_i64().expect("a PID");
+    let count = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).expect("the VMM runs").count();
+    (count("fd"), count("task"), of["memory_used"].as_u64().expect("a number"))
+}
+
+#[test]
+fn nothing_is_left_of_a_process_that_has_gone_a_thousand_times() {
+    let Some(pair) = Pair::start() else { return };
+    let child = pair.start_at_a(&words(&["/usr/bin/python3", "-c", "import time; time.sleep(3600)"]));
+    let pid = child.id() as i32;
+    // Page tables that are out of use wait for each other before they are free, so it is the least of many
+    // moments that may not grow.
+    let least_of = |count: usize| {
+        let mut least = [(usize::MAX, usize::MAX, u64::MAX); 2];
+        for number in 0..count {
+            pair.migrate(pid).unwrap_or_else(|why| panic!("migration {number}: {why}"));
+            for (least, node) in least.iter_mut().zip(["a", "b"]) {
+                let now = belongings(&pair, node);
+                *least = (least.0.min(now.0), least.1.min(now.1), least.2.min(now.2));
+            }
+        }
+        least
+    };
+    const ROUND: usize = 250;
+    let before = least_of(ROUND);
+    for number in 0..1000 - 2 * ROUND {
+        pair.migrate(pid).unwrap_or_else(|why| panic!("migration {number}: {why}"));
+    }
+    let after = least_of(ROUND);
+    const NOISE: u64 = 256 << 10;
+    for (before, after) in before.iter().zip(&after) {
+        let is_more = after.0 > before.0 || after.1 > before.1 || after.2 > before.2 + NOISE;
+        assert!(!is_more, "{before:?} has become {after:?}");
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).expect("it runs");
+    child.wait_with_output().expect("it ends");
+}
+
+#[test]
+fn twenty_processes_migrate_at_once_in_both_directions() {
+    let Some(pair) = Pair::start() else { return };
+    let argv = words(&[
+        "/usr/bin/python3",
+        "-c",
+        "import sys\nn = 0\nfor line in sys.stdin:\n n += int(line)\n print(n, flush=True)",
+    ]);
+    let mut children: Vec<Child> = (0..20).map(|_| pair.start_at_a(&argv)).collect();
+    for child in children.iter().skip(10) {
+        pair.migrate(child.id() as i32).expect("it goes");
+    }
+    for round in 1..=5 {
+        std::thread::scope(|scope| {
+            for child in &children {
+                let (pid, pair) = (child.id() as i32, &pair);
+                scope.spawn(move || pair.migrate(pid).expect("it goes"));
+            }
+        });
+        let at_a = children.iter().filter(|child| pair.at(child.id() as i32) == Some('a')).count();
+        assert_eq!(at_a, 10);
+        for child in &mut children {
+            writeln!(child.stdin.as_mut().expect("a pipe"), "{round}").expect("it reads");
+        }
+    }
+    for mut child in children {
+        drop(child.stdin.take());
+        let mut said = String::new();
+        child.stdout.take().expect("a pipe").read_to_string(&mut said).expect("text");
+        assert_eq!(said, "1\n3\n6\n10\n15\n");
+        assert!(child.wait().expect("it ends").success());
+    }
+}
+
+#[test]
+fn calls_that_wait_at_home_go_on_waiting() {
+    let Some(pair) = Pair::start() else { return };
+    let mut child = pair.start_at_a(&words(&["/bin/cat"]));
+    let pid = child.id() as i32;
+    for round in 0..6u8 {
+        pair.migrate(pid).expect("it goes while it reads");
+        let mut line = [b'a' + round, b'\n'];
+        child.stdin.as_mut().expect("a pipe").write_all(&line).expect("it reads");
+        child.stdout.as_mut().expect("a pipe").read_exact(&mut line).expect("it writes");
+        assert_eq!(line, [b'a' + round, b'\n']);
+    }
+    drop(child.stdin.take());
+    ended_well(child);
+}
+
+#[test]
+fn much_that_is_written_to_a_slow_reader_comes_whole() {
+    let Some(pair) = Pair::start() else { return };
+    let script = "import sys\nfor i in range(20): sys.stdout.buffer.write(bytes([i]) * 300000)";
+    let mut child = pair.start_at_a(&words(&["/usr/bin/python3", "-c", script]));
+    let pid = child.id() as i32;
+    let mut stdout = child.stdout.take().expect("a pipe");
+    let mut got = Vec::new();
+    let mut piece = vec![0; 70_000];
+    loop {
+        // It waits in a write by now, or soon.
+        let _ = pair.migrate(pid);
+        let count = stdout.read(&mut piece).expect("a pipe");
+        if count == 0 {
+            break;
+        }
+        got.extend_from_slice(&piece[..count]);
+    }
+    let expected: Vec<u8> = (0..20u8).flat_map(|i| vec![i; 300_000]).collect();
+    assert!(got == expected, "{} bytes, and not the right ones", got.len());
+    ended_well(child);
+}
+
+#[test]
+fn a_node_that_is_stopped_sends_its_processes_away() {
+    let Some(pair) = Pair::start() else { return };
+    let (child, file) = wander(&pair, "0.5", "stopped");
+    pair.host.skein(&["node", "stop", "a"]).expect("the node stops");
+    assert_eq!(pair.at(child.id() as i32), Some('b'));
+    ended_well(child);
+    numbered(&file);
+    assert!(!Path::new(&pair.socket("a")).exists());
+}
