@@ -2,10 +2,13 @@
 
 use crate::hostd::launch::read_line;
 use crate::hostd::lock;
-use crate::hostd::protocol::{self, HostReply, HostRequest, HostStatus, MAX_REPLY, NodeEntry};
+use crate::hostd::protocol::{self, HostReply, HostRequest, HostStatus, MAX_REPLY, NodeEntry, Place};
 use crate::statedir::{StateDir, open_log};
 use anyhow::{Context, bail};
+use procmig::deputy::Remote;
+use procmig::wire::frame;
 use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -16,6 +19,20 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long an answer may take: a stop of many nodes takes longest.
 const ANSWER: Duration = Duration::from_secs(60);
+
+/// Where a new process shall run.
+#[derive(Debug)]
+pub enum Placed {
+    /// In this node of this host.
+    Here(NodeEntry),
+    /// On another host.
+    There {
+        /// Its name.
+        host: String,
+        /// The link with its node.
+        remote: Remote,
+    },
+}
 
 /// A connection to `skeind`.
 #[derive(Debug)]
@@ -60,6 +77,10 @@ impl Client {
         self.stream.write_all(&protocol::encode(request)?)?;
         let mut head = [0; 4];
         self.stream.read_exact(&mut head)?;
+        self.body(head)
+    }
+
+    fn body(&mut self, head: [u8; 4]) -> anyhow::Result<Vec<u8>> {
         let length = u32::from_le_bytes(head) as usize;
         if length > MAX_REPLY {
             bail!("it announced {length} bytes where at most {MAX_REPLY} are allowed");
@@ -67,6 +88,31 @@ impl Client {
         let mut body = vec![0; length];
         self.stream.read_exact(&mut body)?;
         Ok(body)
+    }
+
+    /// Finds a place for a new process.
+    ///
+    /// # Errors
+    /// A sentence that says what to do.
+    pub fn place(mut self, place: Place) -> anyhow::Result<Placed> {
+        let failed = "the host does not answer; see: skein host status";
+        let request = protocol::encode(&HostRequest::Place(place))?;
+        self.stream.write_all(&request).context(failed)?;
+        let (mut head, mut passed) = ([0; 4], Vec::new());
+        let got = frame::receive_with_descriptors(&self.stream, &mut head, &mut passed).context(failed)?;
+        self.stream.read_exact(&mut head[got..]).context(failed)?;
+        let body = self.body(head).context(failed)?;
+        match (protocol::decode(&body).map_err(anyhow::Error::msg)?, passed.pop()) {
+            (HostReply::Refused(why), _) => Err(anyhow::Error::msg(why)),
+            (HostReply::Node(node), _) => Ok(Placed::Here(node)),
+            (HostReply::Link { host, keys }, Some(socket)) => {
+                self.stream.set_read_timeout(None)?;
+                self.stream.set_write_timeout(None)?;
+                let remote = Remote { socket: TcpStream::from(socket), keys, lease: self.stream };
+                Ok(Placed::There { host: host.to_string(), remote })
+            }
+            (other, _) => bail!("the host answered another question: {other:?}"),
+        }
     }
 
     /// The state of the host.

@@ -4,12 +4,12 @@ use crate::calls::marshal;
 use crate::usermem::UserMemory;
 use crate::wire::call::{MAX_PAYLOAD, MAX_SIGNALS, ReplyHeader, RequestHeader, SIGINFO_SIZE, flags, kind};
 use crate::wire::control::SigInfo;
-use crate::wire::frame::{self, MAX_DESCRIPTORS};
+use crate::wire::frame::MAX_DESCRIPTORS;
 use crate::wire::op::Op;
+use crate::wire::stream::Stream;
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, send};
-use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 /// Bytes of the buffer that a reply is read into; longer ones get more for themselves.
@@ -55,6 +55,8 @@ pub struct CallReply {
     pub ret: i64,
     /// Signals that the guest must see before the call returns.
     pub signals: Vec<SigInfo>,
+    /// How many others came on the control connection before.
+    pub relayed: u32,
     /// The file of the descriptor that the call made; close-on-exec.
     pub file: Option<OwnedFd>,
 }
@@ -95,7 +97,7 @@ pub struct Traffic {
 /// One call connection, for one guest thread: one request at a time.
 #[derive(Debug)]
 pub struct CallChannel {
-    stream: UnixStream,
+    stream: Stream,
     output: Vec<u8>,
     input: Vec<u8>,
     seq: u32,
@@ -115,6 +117,11 @@ impl From<io::Error> for ChannelError {
 impl CallChannel {
     /// Takes over the node's end of a call connection.
     pub fn new(stream: UnixStream) -> Self {
+        Self::over(stream.into())
+    }
+
+    /// The same of either kind.
+    pub fn over(stream: Stream) -> Self {
         Self { stream, output: Vec::new(), input: vec![0; INPUT], seq: 0, pending: None, traffic: Traffic::default() }
     }
 
@@ -204,7 +211,7 @@ impl CallChannel {
         };
         let payload = &self.input[ReplyHeader::SIZE..][..header.length as usize];
         let ret = marshal::decode(nr, &args, header.ret, payload, memory).unwrap_or_else(|errno| -(errno as i64));
-        Ok(CallReply { ret, signals: self.signals(&header), file })
+        Ok(CallReply { ret, signals: self.signals(&header), relayed: header.relayed, file })
     }
 
     /// The number of the last request.
@@ -265,9 +272,9 @@ impl CallChannel {
         }
         let payload = &self.input[ReplyHeader::SIZE..][..header.length as usize];
         let ret = marshal::decode(*nr, args, header.ret, payload, memory).ok()?;
-        let file = file.take();
+        let (file, relayed) = (file.take(), header.relayed);
         self.pending = None;
-        Some(CallReply { ret, signals: Vec::new(), file })
+        Some(CallReply { ret, signals: Vec::new(), relayed, file })
     }
 
     /// Performs an operation.
@@ -307,14 +314,7 @@ impl CallChannel {
         let length = (self.output.len() - RequestHeader::SIZE) as u32;
         let header = RequestHeader { kind, seq: self.seq, length, nr, blocked, flags, args };
         self.output[..RequestHeader::SIZE].copy_from_slice(&header.encode());
-        let mut rest = &self.output[..];
-        while !rest.is_empty() {
-            match send(self.stream.as_raw_fd(), rest, MsgFlags::MSG_NOSIGNAL) {
-                Ok(sent) => rest = &rest[sent..],
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(io::Error::from(errno).into()),
-            }
-        }
+        self.stream.send(&self.output)?;
         self.traffic.sent += self.output.len() as u64;
         if self.output.capacity() > KEEP {
             self.output = Vec::new();
@@ -338,11 +338,7 @@ impl CallChannel {
         loop {
             while got < wanted {
                 let room = &mut self.input[got..];
-                let more = match &mut descriptors {
-                    Some(descriptors) => frame::receive_with_descriptors_once(&self.stream, room, descriptors),
-                    None => self.stream.read(room),
-                };
-                let more = match more {
+                let more = match self.stream.receive(room, descriptors.as_deref_mut()) {
                     // What has begun to come comes to its end.
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                         if got == 0 && give_up() {

@@ -9,6 +9,7 @@ use crate::wire::frame::{self, FrameError};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write};
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -140,7 +141,9 @@ fn converse(
                     return frame::send(&connection, &NodeReply::Refused(sentence), &[]);
                 };
                 connection.set_read_timeout(None)?;
-                if let Err(error) = kernel.start_process(*attach, connection, UnixStream::from(call)) {
+                if let Err(error) =
+                    kernel.start_process(*attach, connection.into(), UnixStream::from(call).into(), None)
+                {
                     tracing::warn!(error = %crate::chain(&error), "a process could not be started");
                 }
                 return Ok(());
@@ -158,6 +161,17 @@ fn converse(
                     Ok(record) => NodeReply::Migrated(record),
                     Err(error) => NodeReply::Refused(crate::chain(&error)),
                 }
+            }
+            NodeRequest::Link(about) => {
+                let Some(socket) = descriptors.pop() else {
+                    let sentence = "a link must be passed".to_owned();
+                    return frame::send(&connection, &NodeReply::Refused(sentence), &[]);
+                };
+                // Closed when the link has ended, which is what `skeind` waits for.
+                if let Err(error) = kernel.serve_link(&about, TcpStream::from(socket)) {
+                    tracing::warn!(error = %crate::chain(&error), home = about.home_name, "a link with another host");
+                }
+                return Ok(());
             }
             NodeRequest::Status => NodeReply::Status(status(kernel, start_micros)),
             NodeRequest::Processes => {
@@ -281,6 +295,7 @@ mod tests {
                 children: Usage::default(),
                 state: 'R',
                 uid: u32::MAX,
+                home: Some("a-name".repeat(10)),
             };
             let bytes = frame::encode(&NodeReply::Processes(vec![process; count])).expect("a message");
             assert!(bytes.len() <= MAX_MESSAGE, "{count} processes: {} bytes", bytes.len());

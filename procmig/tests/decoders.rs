@@ -91,7 +91,7 @@ fn any_call_and_any_reply_are_errors_at_worst() {
 
 #[test]
 fn a_damaged_reply_is_an_error_at_worst() {
-    let header = |length, ret, signals| ReplyHeader { seq: 1, length, ret, signals, reserved: 0 }.encode();
+    let header = |length, ret, signals| ReplyHeader { seq: 1, length, ret, signals, relayed: 0 }.encode();
     let seeds: Vec<Vec<u8>> = [
         header(0, 0, 0).to_vec(),
         [&header(12, 4, 0)[..], &8u32.to_le_bytes(), b"12345678"].concat(),
@@ -113,6 +113,7 @@ fn a_damaged_message_is_an_error_at_worst() {
     let attach = Attach {
         version: 1,
         pid: 42,
+        parent: 1,
         program: b"/bin/true".to_vec(),
         argv: vec![b"true".to_vec(), Vec::new()],
         environment: vec![b"PATH=/bin".to_vec()],

@@ -201,7 +201,7 @@ fn a_broken_pipe_raises_its_signal_with_the_reply_and_nothing_else_does() {
 fn signals_from_outside_and_children_are_relayed() {
     let mut d = Deputy::start();
     nix::sys::signal::kill(d.pid, nix::sys::signal::SIGTERM).unwrap();
-    let (ToNode::Signal(info), _) = frame::receive(&d.control, MAX_MESSAGE).unwrap() else { panic!("a signal") };
+    let (ToNode::Signal(info), _) = frame::receive(&d.control, MAX_MESSAGE).unwrap() else { panic!("no signal") };
     assert_eq!((info.signal(), info.code()), (SIGTERM, SI_USER));
     assert_eq!(info.0[16..20], std::process::id().to_le_bytes());
     assert!(d.is_alive());
@@ -210,7 +210,7 @@ fn signals_from_outside_and_children_are_relayed() {
     let reply = d.reply(SYS_kill, &[own, SIGUSR1 as u64]);
     assert_eq!(reply.ret, 0);
     if reply.signals.is_empty() {
-        let (ToNode::Signal(info), _) = frame::receive(&d.control, MAX_MESSAGE).unwrap() else { panic!("a signal") };
+        let (ToNode::Signal(info), _) = frame::receive(&d.control, MAX_MESSAGE).unwrap() else { panic!("no signal") };
         assert_eq!(info.signal(), SIGUSR1);
     } else {
         assert_eq!(reply.signals[0].signal(), SIGUSR1);
@@ -240,7 +240,7 @@ fn a_fork_is_a_real_child_that_is_waited_for() {
         Some(&info) => info,
         None => {
             let (ToNode::Signal(info), _) = frame::receive(&d.control, MAX_MESSAGE).unwrap() else {
-                panic!("a signal")
+                panic!("no signal")
             };
             info
         }
@@ -456,7 +456,7 @@ fn job_controls_stops_are_homes_until_the_guest_catches_them() {
     let stopped = waitpid(d.pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
     assert_eq!(stopped, WaitStatus::Stopped(d.pid, Signal::SIGTSTP));
     kill(d.pid, Signal::SIGCONT).unwrap();
-    let (ToNode::Signal(info), _) = frame::receive(&d.control, MAX_MESSAGE).unwrap() else { panic!("a signal") };
+    let (ToNode::Signal(info), _) = frame::receive(&d.control, MAX_MESSAGE).unwrap() else { panic!("no signal") };
     assert_eq!(info.signal(), SIGCONT);
     // While the guest thread blocks it, it waits.
     d.call.begin_call(SYS_getppid as u32, &[0; 6], blocked::TSTP, &d.memory).unwrap();
@@ -471,13 +471,13 @@ fn job_controls_stops_are_homes_until_the_guest_catches_them() {
     assert_eq!(stopped, WaitStatus::Stopped(d.pid, Signal::SIGTSTP));
     kill(d.pid, Signal::SIGCONT).unwrap();
     assert!(d.call.finish_call(&memory).unwrap().ret > 0);
-    let (ToNode::Signal(info), _) = frame::receive(&d.control, MAX_MESSAGE).unwrap() else { panic!("a signal") };
+    let (ToNode::Signal(info), _) = frame::receive(&d.control, MAX_MESSAGE).unwrap() else { panic!("no signal") };
     assert_eq!(info.signal(), SIGCONT);
     let caught = Op::SetDisposition { signal: SIGTSTP as u32, disposition: Disposition::Catch };
     assert_eq!(d.op(&caught).ret, 0);
     d.sys(SYS_getppid, &[]);
     kill(d.pid, Signal::SIGTSTP).unwrap();
-    let (ToNode::Signal(info), _) = frame::receive(&d.control, MAX_MESSAGE).unwrap() else { panic!("a signal") };
+    let (ToNode::Signal(info), _) = frame::receive(&d.control, MAX_MESSAGE).unwrap() else { panic!("no signal") };
     assert_eq!(info.signal(), SIGTSTP);
     d.exit();
 }

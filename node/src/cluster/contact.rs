@@ -5,8 +5,10 @@ use super::link::{self, Link, LinkError};
 use super::membership::Membership;
 use super::wire::control::{MemberAnswer, MemberStatus};
 use super::wire::label::Label;
-use super::wire::message::{Greeting, Hello, Purpose, Reply, Request};
+use super::wire::message::{Greeting, Hello, Load, Purpose, Reply, Request};
 use super::wire::roster::Member;
+use crate::name::NodeName;
+use procmig::wire::control::ProcessStatus;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -72,7 +74,7 @@ async fn exchange(membership: &Membership, link: &mut Link, theirs: u64) -> Resu
                 membership.adopt(roster).map_err(|error| LinkError::Garbage(error.to_string()))?;
             }
             Reply::Refused(why) => return Err(LinkError::Refused(clean(&why, LONGEST_REFUSAL))),
-            Reply::Done => return Err(LinkError::Garbage("an answer to another question".to_owned())),
+            _ => return Err(LinkError::Garbage("an answer to another question".to_owned())),
         }
     } else if theirs < ours {
         done(link.ask(&Request::Update(membership.signed_roster())).await?)?;
@@ -84,7 +86,7 @@ fn done(reply: Reply) -> Result<(), LinkError> {
     match reply {
         Reply::Done => Ok(()),
         Reply::Refused(why) => Err(LinkError::Refused(clean(&why, LONGEST_REFUSAL))),
-        Reply::Roster(_) => Err(LinkError::Garbage("an answer to another question".to_owned())),
+        _ => Err(LinkError::Garbage("an answer to another question".to_owned())),
     }
 }
 
@@ -164,6 +166,42 @@ pub async fn meet_all(membership: &Arc<Membership>) -> (Vec<Label>, Vec<Label>) 
     .collect();
     let (told, untold) = others.into_iter().map(|member| member.name).partition(|name| reached.contains(name));
     (told, untold)
+}
+
+async fn ask(membership: &Membership, member: &Member, request: &Request) -> Result<Reply, LinkError> {
+    let (mut link, _, _) = connect(membership, member, Purpose::Control).await?;
+    match link.ask(request).await? {
+        Reply::Refused(why) => Err(LinkError::Refused(clean(&why, LONGEST_REFUSAL))),
+        reply => Ok(reply),
+    }
+}
+
+/// How busy the other members are, those that answer.
+pub async fn loads(membership: &Arc<Membership>) -> Vec<(Member, Load)> {
+    let answers = sweep(membership.others(), |member| {
+        let membership = membership.clone();
+        async move { (in_time(ask(&membership, &member, &Request::Load)).await, member) }
+    });
+    let known = |(reply, member)| match reply {
+        Ok(Reply::Load(load)) => Some((member, load)),
+        _ => None,
+    };
+    answers.await.into_iter().filter_map(known).collect()
+}
+
+/// What runs for this host on these members, those that answer.
+pub async fn guests(membership: &Arc<Membership>, on: Vec<Member>) -> Vec<(Label, NodeName, ProcessStatus)> {
+    let answers = sweep(on, |member| {
+        let membership = membership.clone();
+        async move { (in_time(ask(&membership, &member, &Request::Guests)).await, member) }
+    });
+    let known = |(reply, member): (_, Member)| match reply {
+        Ok(Reply::Guests(guests)) => {
+            guests.into_iter().map(|(node, guest)| (member.name.clone(), node, guest)).collect()
+        }
+        _ => Vec::new(),
+    };
+    answers.await.into_iter().flat_map(known).collect()
 }
 
 /// How all members are, in the order of their names.

@@ -5,6 +5,7 @@
 
 use super::addresses;
 use super::contact;
+use super::guests::{self, Nodes};
 use super::joining;
 use super::link::{HANDSHAKE, Link, LinkError};
 use super::membership::Membership;
@@ -75,7 +76,7 @@ pub fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves whoever comes, for ever.
-pub async fn serve(membership: Arc<Membership>, listener: TcpListener) {
+pub async fn serve(membership: Arc<Membership>, listener: TcpListener, nodes: Arc<dyn Nodes>) {
     let doorway = Arc::new(Doorway::default());
     let members = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     let joining = Arc::new(Semaphore::new(MOST_JOINING));
@@ -93,17 +94,20 @@ pub async fn serve(membership: Arc<Membership>, listener: TcpListener) {
             tracing::warn!(%from, "too many hosts knock at once; one was turned away");
             continue;
         };
-        let (membership, members, joining) = (membership.clone(), members.clone(), joining.clone());
+        let (membership, nodes) = (membership.clone(), nodes.clone());
+        let (members, joining) = (members.clone(), joining.clone());
         tokio::spawn(async move {
-            if let Err(error) = welcome(membership, socket, from, entering, members, joining).await {
+            if let Err(error) = welcome(membership, nodes, socket, from, entering, members, joining).await {
                 tracing::warn!(%from, %error, "a host was refused, or its connection failed");
             }
         });
     }
 }
 
+#[allow(clippy::too_many_arguments, reason = "what one who knocks meets")]
 async fn welcome(
     membership: Arc<Membership>,
+    nodes: Arc<dyn Nodes>,
     socket: TcpStream,
     from: SocketAddr,
     entering: Entering,
@@ -129,7 +133,7 @@ async fn welcome(
     if membership.has_excluded(link.peer()) {
         return Err(LinkError::RemovedHere);
     }
-    converse(&membership, link).await
+    converse(&membership, nodes, link).await
 }
 
 /// The TLS handshake; whether it was for joining.
@@ -151,18 +155,37 @@ async fn shake_hands(membership: &Membership, socket: TcpStream) -> io::Result<(
 }
 
 /// Serves a member's connection.
-async fn converse(membership: &Arc<Membership>, mut link: Link) -> Result<(), LinkError> {
+async fn converse(membership: &Arc<Membership>, nodes: Arc<dyn Nodes>, mut link: Link) -> Result<(), LinkError> {
     let Some(hello) = link.receive::<Hello>(MAX_SHORT, HANDSHAKE).await? else { return Ok(()) };
     let peer = link.peer();
     tracing::debug!(%peer, purpose = ?hello.purpose, "a member has called");
-    link.send(&Greeting::Welcome(membership.hello(hello.purpose))).await?;
+    if let Purpose::Guest(node) = &hello.purpose {
+        let Some(home) = membership.roster().member(peer).map(|member| member.name.clone()) else {
+            return link.send(&Greeting::Refused("it is no member".to_owned())).await;
+        };
+        let node = node.clone();
+        let connected = blocking(move || nodes.connect(node.as_ref())).await?;
+        let node = match connected {
+            Ok(node) => node,
+            Err(why) => return link.send(&Greeting::Refused(why)).await,
+        };
+        link.send(&Greeting::Welcome(membership.hello(hello.purpose))).await?;
+        return guests::pass_on(link.hand_over()?, node, peer, &home).await;
+    }
+    link.send(&Greeting::Welcome(membership.hello(hello.purpose.clone()))).await?;
     match hello.purpose {
-        Purpose::Control => control(membership, link).await,
+        Purpose::Control => control(membership, nodes, link).await,
         Purpose::Probe => probe::answer(link.hand_over()?).await,
+        Purpose::Guest(_) => Ok(()),
     }
 }
 
-async fn control(membership: &Arc<Membership>, mut link: Link) -> Result<(), LinkError> {
+/// Runs what may wait.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, LinkError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| LinkError::Broken(io::Error::other(error)))
+}
+
+async fn control(membership: &Arc<Membership>, nodes: Arc<dyn Nodes>, mut link: Link) -> Result<(), LinkError> {
     loop {
         let request = match link.receive::<Request>(MAX_MESSAGE, IDLE).await {
             Ok(Some(request)) => request,
@@ -188,6 +211,17 @@ async fn control(membership: &Arc<Membership>, mut link: Link) -> Result<(), Lin
                     Reply::Done
                 }
                 Err(error) => Reply::Refused(error.to_string()),
+            },
+            Request::Load => {
+                let nodes = nodes.clone();
+                Reply::Load(blocking(move || nodes.load()).await?)
+            }
+            Request::Guests => match membership.roster().member(link.peer()).map(|member| member.name.clone()) {
+                Some(home) => {
+                    let nodes = nodes.clone();
+                    Reply::Guests(blocking(move || nodes.guests(&home)).await?)
+                }
+                None => Reply::Refused("it is no member".to_owned()),
             },
             Request::Leave => return farewell(membership, link).await,
         };

@@ -8,6 +8,7 @@
 //! | `tls`, `link`, `connections` | connections whose ends know each other |
 //! | `membership` | this host as a member |
 //! | `contact`, `listen`, `joining` | speaking with others: as the one that calls, the one that is called, and the first time |
+//! | `guests`, `placing` | programs that run on another host than their home |
 //! | `probe` | measuring a connection, as whoever it is handed over to would use it |
 //! | `service` | all of it as `skeind` has it, and what commands ask |
 
@@ -15,12 +16,14 @@ mod addresses;
 mod connections;
 mod contact;
 mod frame;
+pub mod guests;
 mod invitations;
 mod joining;
 mod keys;
 mod link;
 mod listen;
 mod membership;
+pub mod placing;
 mod probe;
 pub mod service;
 pub mod store;

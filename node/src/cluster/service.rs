@@ -2,6 +2,7 @@
 
 use super::addresses;
 use super::contact;
+use super::guests::Nodes;
 use super::invitations::{Invitations, TooMany};
 use super::joining::{self, JoinError};
 use super::keys::{self, Authority, KeyError, PrivateKey};
@@ -16,6 +17,7 @@ use super::wire::id::KeyId;
 use super::wire::label::Label;
 use super::wire::level::{self, CpuLevel};
 use super::wire::roster::{Member, NoMember, Roster};
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -130,6 +132,9 @@ impl Drop for Running {
 pub struct Service {
     store: Store,
     clock: Clock,
+    pub(super) nodes: Arc<dyn Nodes>,
+    /// How many programs of this host run on which others.
+    pub(super) elsewhere: Mutex<HashMap<KeyId, usize>>,
     running: Mutex<Option<Running>>,
     /// Held by what makes this host a member or ends that.
     changing: tokio::sync::Mutex<()>,
@@ -138,21 +143,22 @@ pub struct Service {
 impl Service {
     /// With what is kept in `store`; starts what has to run, so it is called within the runtime. A store that cannot
     /// be read is logged, and told to commands.
-    pub fn start(store: Store) -> Arc<Self> {
-        let service = Arc::new(Self::new(store, Clock::of_the_machine()));
+    pub fn start(store: Store, nodes: Arc<dyn Nodes>) -> Arc<Self> {
+        let service = Arc::new(Self::new(store, Clock::of_the_machine(), nodes));
         if let Err(error) = service.resume() {
             tracing::error!(error = crate::hostd::registry::chain(&error), "this host cannot be a member");
         }
         service
     }
 
-    fn new(store: Store, clock: Clock) -> Self {
-        Self { store, clock, running: Mutex::new(None), changing: tokio::sync::Mutex::new(()) }
+    fn new(store: Store, clock: Clock, nodes: Arc<dyn Nodes>) -> Self {
+        let elsewhere = Mutex::default();
+        Self { store, clock, nodes, elsewhere, running: Mutex::new(None), changing: tokio::sync::Mutex::new(()) }
     }
 
     #[cfg(test)]
     pub fn for_test(store: Store, clock: Clock) -> Arc<Self> {
-        let service = Arc::new(Self::new(store, clock));
+        let service = Arc::new(Self::new(store, clock, Arc::new(super::tests::NoNodes)));
         service.resume().expect("what is kept is right");
         service
     }
@@ -189,7 +195,7 @@ impl Service {
         result.map_err(|error| crate::hostd::registry::chain(&error))
     }
 
-    fn membership(&self) -> Result<Arc<Membership>, ServiceError> {
+    pub(super) fn membership(&self) -> Result<Arc<Membership>, ServiceError> {
         {
             let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(running) = &*running {
@@ -205,7 +211,7 @@ impl Service {
         if listener.is_some() {
             membership.set_not_listening(None);
         }
-        let accepting = tokio::spawn(keep_listening(membership.clone(), listener));
+        let accepting = tokio::spawn(keep_listening(membership.clone(), listener, self.nodes.clone()));
         let meeting = tokio::spawn(keep_meeting(membership.clone()));
         let tasks = vec![accepting.abort_handle(), meeting.abort_handle()];
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(Running { membership, tasks });
@@ -438,13 +444,13 @@ async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, ServiceError>
 }
 
 /// Listens; where the address is taken or not there yet, tries again.
-async fn keep_listening(membership: Arc<Membership>, mut listener: Option<TcpListener>) {
+async fn keep_listening(membership: Arc<Membership>, mut listener: Option<TcpListener>, nodes: Arc<dyn Nodes>) {
     loop {
         match listener.take().map_or_else(|| listen::bind(membership.listen), Ok) {
             Ok(listener) => {
                 membership.set_not_listening(None);
                 tracing::info!(address = %membership.listen, "listening for hosts");
-                listen::serve(membership.clone(), listener).await;
+                listen::serve(membership.clone(), listener, nodes.clone()).await;
             }
             Err(error) => {
                 let why = link::plain(&error);

@@ -4,8 +4,8 @@
 //! question; with `--node` it asks none.
 
 use crate::cli::DirArg;
-use crate::client::Client;
-use crate::hostd::protocol::HostRequest;
+use crate::client::{Client, Placed};
+use crate::hostd::protocol::{HostRequest, Place};
 use crate::memory::{BadSize, Size, show};
 use crate::name::NodeName;
 use crate::nodelink;
@@ -13,7 +13,7 @@ use crate::output::complain;
 use crate::statedir::StateDir;
 use anyhow::Context;
 use clap::{ArgGroup, Args, Parser};
-use procmig::deputy::{self, Reporter, Setup};
+use procmig::deputy::{self, Node, Reporter, Setup};
 use procmig::wire::control::{self, Attach, Ids};
 use search::SearchError;
 use std::ffi::{OsStr, OsString};
@@ -37,6 +37,8 @@ const FAILED: u8 = 125;
 const AFTER_HELP: &str = "\
 EXAMPLE
   mosrun make -j4
+  mosrun -r other-host ./simulate
+  mosrun -b xz -9 big
   mosrun --trace -o calls.txt ls /
   mosrun --stats xz -9 big
   mosrun -m 512 --max-threads 20 ./untrusted
@@ -59,7 +61,7 @@ pub struct Mosrun {
 
 /// Run a program in a node, as if it ran here: same terminal, files, process ID, signals and exit status.
 #[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP, override_usage = "mosrun [OPTIONS] PROG [ARGS]...")]
+#[command(disable_help_flag = true, after_help = AFTER_HELP, override_usage = "mosrun [OPTIONS] PROG [ARGS]...")]
 #[command(group(ArgGroup::new("told").args(["trace", "stats"]).multiple(true)))]
 pub struct RunArgs {
     #[command(flatten)]
@@ -67,6 +69,18 @@ pub struct RunArgs {
     /// Node to run in [default: the one with the fewest processes; launched if there is none]
     #[arg(long)]
     node: Option<NodeName>,
+    /// Host or node to run on: HOST, NODE or HOST/NODE, as in `skein cluster ls` and `skein node ls`
+    #[arg(short, long = "run-on", value_name = "HOST|NODE", conflicts_with = "node")]
+    run_on: Option<String>,
+    /// Run on this host [default]
+    #[arg(short = 'h', long, conflicts_with_all = ["node", "run_on"])]
+    home: bool,
+    /// Run on the host of the cluster that is least busy
+    #[arg(short, long, conflicts_with_all = ["node", "run_on", "home"])]
+    best: bool,
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
     /// Write each system call as strace does, to standard error
     #[arg(long)]
     trace: bool,
@@ -160,11 +174,18 @@ fn start(args: RunArgs, all: &[OsString]) -> Result<std::convert::Infallible, Fa
         _ => None,
     };
     let trace = output.filter(|_| args.trace);
-    let (node, node_name) = reach(&args.dir, args.node)?;
+    let wish = match (args.node, args.run_on, args.best) {
+        (Some(node), ..) => Wish::Node(node),
+        (None, Some(place), _) => Wish::Place(Place::At(place)),
+        (None, None, true) => Wish::Place(Place::Best),
+        (None, None, false) => Wish::Home,
+    };
+    let (node, node_name) = reach(&args.dir, wish)?;
     let (ignored_signals, blocked_signals) = deputy::inherited_signals();
     let attach = Attach {
         version: control::VERSION,
         pid: std::process::id() as i32,
+        parent: nix::unistd::getppid().as_raw(),
         program: program.into_vec(),
         argv,
         environment: process::environment(),
@@ -177,7 +198,7 @@ fn start(args: RunArgs, all: &[OsString]) -> Result<std::convert::Infallible, Fa
         memory_limit: args.memory.map(|memory| memory.0),
         max_threads: args.max_threads.map(NonZeroU32::get),
     };
-    let error = deputy::run(Setup { node, node_name: node_name.into(), attach, trace, reporter });
+    let error = deputy::run(Setup { node, node_name, attach, trace, reporter });
     Err(anyhow::Error::new(error).into())
 }
 
@@ -206,21 +227,36 @@ fn open_output(output: Option<PathBuf>) -> anyhow::Result<OwnedFd> {
     Ok(file.with_context(|| format!("cannot write to {}", path.display()))?.into())
 }
 
+/// Where the user wants the program to run.
+enum Wish {
+    /// In this node of this host; `skeind` is not asked.
+    Node(NodeName),
+    /// Where `skeind` finds.
+    Place(Place),
+    /// On this host.
+    Home,
+}
+
 /// Connects to the node that the program shall run in.
-fn reach(dir: &DirArg, node: Option<NodeName>) -> anyhow::Result<(std::os::unix::net::UnixStream, NodeName)> {
+fn reach(dir: &DirArg, wish: Wish) -> anyhow::Result<(Node, String)> {
     let state = StateDir::open(dir.dir.as_deref())?;
-    if let Some(name) = node {
-        return Ok((nodelink::connect(&state, &name)?, name));
-    }
-    let mut client = Client::connect_or_start(&state)?;
+    let here = |name: NodeName| anyhow::Ok((nodelink::connect(&state, &name)?.into(), name.into()));
+    let mut client = match wish {
+        Wish::Node(name) => return here(name),
+        Wish::Place(place) => match Client::connect_or_start(&state)?.place(place)? {
+            Placed::Here(node) => return here(node.name),
+            Placed::There { host, remote } => return Ok((Node::Elsewhere(remote), host)),
+        },
+        Wish::Home => Client::connect_or_start(&state)?,
+    };
     let picked = client.node(&HostRequest::Pick)?.name;
     match nodelink::connect(&state, &picked) {
-        Ok(stream) => Ok((stream, picked)),
+        Ok(stream) => Ok((stream.into(), picked.into())),
         Err(_) => {
             // It ended just now; by the time of a second question the host has noticed.
             std::thread::sleep(std::time::Duration::from_millis(20));
             let picked = client.node(&HostRequest::Pick)?.name;
-            Ok((nodelink::connect(&state, &picked)?, picked))
+            here(picked)
         }
     }
 }

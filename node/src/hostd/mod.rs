@@ -5,6 +5,7 @@
 //! go on without it, and the next one picks them up.
 
 pub mod detach;
+mod guests;
 pub mod launch;
 pub mod lock;
 pub mod log;
@@ -35,7 +36,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// What the tasks share.
 #[derive(Debug)]
 struct Host {
-    registry: Mutex<Registry>,
+    registry: Arc<Mutex<Registry>>,
     started: Instant,
     stop: mpsc::UnboundedSender<()>,
     /// `None` if there is no place for its keys.
@@ -96,8 +97,10 @@ async fn serve(state: StateDir, listener: std::os::unix::net::UnixListener) -> a
     let (stop, mut stopped) = mpsc::unbounded_channel();
     let mut registry = Registry::new(state.clone(), news);
     let registry = tokio::task::spawn_blocking(move || registry.adopt().map(|()| registry)).await??;
-    let cluster = state.cluster().map(|path| Service::start(Store::new(path)));
-    let host = Arc::new(Host { registry: Mutex::new(registry), started: Instant::now(), stop, cluster });
+    let registry = Arc::new(Mutex::new(registry));
+    let nodes = Arc::new(guests::OwnNodes(registry.clone()));
+    let cluster = state.cluster().map(|path| Service::start(Store::new(path), nodes));
+    let host = Arc::new(Host { registry, started: Instant::now(), stop, cluster });
     let room = Arc::new(tokio::sync::Semaphore::new(MOST_CONNECTIONS));
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
@@ -112,10 +115,9 @@ async fn serve(state: StateDir, listener: std::os::unix::net::UnixListener) -> a
                     Ok(place) => {
                         let host = host.clone();
                         tokio::spawn(async move {
-                            if let Err(error) = converse(host, stream).await {
+                            if let Err(error) = converse(host, stream, place).await {
                                 tracing::warn!(error = format!("{error:#}"), "a command's connection was closed");
                             }
-                            drop(place);
                         });
                     }
                     Err(_) => tracing::warn!("too many commands at once; one was turned away"),
@@ -163,7 +165,11 @@ async fn change<T: Send + 'static>(
 }
 
 /// Serves one command's connection.
-async fn converse(host: Arc<Host>, mut connection: UnixStream) -> anyhow::Result<()> {
+async fn converse(
+    host: Arc<Host>,
+    mut connection: UnixStream,
+    room: tokio::sync::OwnedSemaphorePermit,
+) -> anyhow::Result<()> {
     let peer = connection.peer_cred()?;
     if peer.uid() != nix::unistd::geteuid().as_raw() && peer.uid() != 0 {
         bail!("user {} may not command this host", peer.uid());
@@ -189,6 +195,20 @@ async fn converse(host: Arc<Host>, mut connection: UnixStream) -> anyhow::Result
                 bail!(why);
             }
         };
+        if let HostRequest::Place(place) = request {
+            let (reply, away) = guests::place(&host, place).await?;
+            let bytes = protocol::encode(&reply)?;
+            let Some(away) = away else {
+                stream::write(&mut connection, &bytes).await?;
+                continue;
+            };
+            stream::write_with_descriptor(&mut connection, &bytes, &away.handed.socket).await?;
+            // As long as the program and what it has started live.
+            drop(room);
+            stream::closed(&mut connection).await;
+            drop(away);
+            return Ok(());
+        }
         let stopping = matches!(request, HostRequest::Stop { .. });
         let reply = answer(&host, request).await?;
         let stop = stopping && reply == HostReply::Done;
@@ -203,6 +223,13 @@ async fn converse(host: Arc<Host>, mut connection: UnixStream) -> anyhow::Result
 async fn answer(host: &Arc<Host>, request: HostRequest) -> anyhow::Result<HostReply> {
     let started = host.started;
     let request = match request {
+        HostRequest::Elsewhere => {
+            let guests = match &host.cluster {
+                Some(cluster) => cluster.guests_elsewhere().await,
+                None => Vec::new(),
+            };
+            return Ok(HostReply::Elsewhere(guests));
+        }
         HostRequest::Cluster(request) => {
             let reply = match &host.cluster {
                 Some(cluster) => cluster.serve(request).await,
@@ -222,7 +249,9 @@ async fn answer(host: &Arc<Host>, request: HostRequest) -> anyhow::Result<HostRe
         HostRequest::Pick => registry.pick().map(HostReply::Node),
         HostRequest::StopNode { name, force } => registry.stop(&name, force).map(|()| HostReply::Done),
         HostRequest::Stop { force } => registry.stop_all(force).map(|()| HostReply::Done),
-        HostRequest::Cluster(_) => Err("a request about the cluster is answered elsewhere".to_owned()),
+        HostRequest::Cluster(_) | HostRequest::Place(_) | HostRequest::Elsewhere => {
+            Err("a request about the cluster is answered elsewhere".to_owned())
+        }
     })
     .await?;
     Ok(reply.unwrap_or_else(HostReply::Refused))

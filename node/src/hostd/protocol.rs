@@ -6,8 +6,11 @@
 //! hostile input.
 
 use crate::cluster::wire::control::{ClusterReply, ClusterRequest};
+use crate::cluster::wire::label::Label;
 use crate::name::NodeName;
+use procmig::wire::control::ProcessStatus;
 use procmig::wire::frame::FrameError;
+use procmig::wire::sealed::StreamKeys;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Version of this protocol. [`HostReply::Refused`] is the first variant in each version, so that
@@ -47,10 +50,24 @@ pub enum HostRequest {
     },
     /// About the cluster. Answered by [`HostReply::Cluster`].
     Cluster(ClusterRequest),
+    /// Where a new process should run, which may be another host. Answered by [`HostReply::Node`] or
+    /// [`HostReply::Link`].
+    Place(Place),
+    /// What runs for this host on others. Answered by [`HostReply::Elsewhere`].
+    Elsewhere,
+}
+
+/// Where a user wants a process to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Place {
+    /// `HOST`, `NODE` or `HOST/NODE`.
+    At(String),
+    /// On the host that is least busy.
+    Best,
 }
 
 /// Answered by `skeind`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum HostReply {
     /// It was not done; a sentence that says why and what to do.
     Refused(String),
@@ -62,6 +79,16 @@ pub enum HostReply {
     Node(NodeEntry),
     /// To [`HostRequest::Cluster`].
     Cluster(ClusterReply),
+    /// To [`HostRequest::Place`], with a descriptor: a connection with a node of another host. It is used until the
+    /// connection with `skeind` is closed, on which nothing more is said.
+    Link {
+        /// The host.
+        host: Label,
+        /// The connection's keys.
+        keys: StreamKeys,
+    },
+    /// To [`HostRequest::Elsewhere`].
+    Elsewhere(Vec<(Label, NodeName, ProcessStatus)>),
 }
 
 /// The state of a host.

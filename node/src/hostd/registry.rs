@@ -12,8 +12,10 @@ use crate::nodelink;
 use crate::statedir::StateDir;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use procmig::wire::control::ProcessStatus;
 use std::collections::BTreeMap;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -144,6 +146,36 @@ impl Registry {
                 .map(|(_, entry)| entry),
         };
         best.cloned().ok_or_else(|| "no node answers; see: skein node ls".to_owned())
+    }
+
+    /// A node that runs.
+    ///
+    /// # Errors
+    /// A sentence that says what to do.
+    pub fn find(&self, name: &NodeName) -> Result<NodeEntry, String> {
+        let found = self.entries().into_iter().find(|entry| entry.name == *name);
+        found.ok_or_else(|| format!("there is no node {name}; see: skein node ls"))
+    }
+
+    /// Connects with a node: this one, or the one that is picked.
+    ///
+    /// # Errors
+    /// A sentence that says what to do.
+    pub fn connect(&mut self, name: Option<&NodeName>) -> Result<UnixStream, String> {
+        let entry = match name {
+            Some(name) => self.find(name)?,
+            None => self.pick()?,
+        };
+        nodelink::connect(&self.state, &entry.name).map_err(|error| chain(&error))
+    }
+
+    /// The processes of all nodes that answer.
+    pub fn processes(&self) -> Vec<(NodeName, ProcessStatus)> {
+        let of = |entry: NodeEntry| {
+            let processes = nodelink::processes(&self.state, &entry.name).unwrap_or_default();
+            processes.into_iter().map(move |process| (entry.name.clone(), process))
+        };
+        self.entries().into_iter().flat_map(of).collect()
     }
 
     /// Stops a node and waits until its process is gone.

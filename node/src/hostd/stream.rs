@@ -1,7 +1,9 @@
 //! Frames on a tokio stream.
 
-use std::io;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use std::io::{self, IoSlice};
+use std::os::fd::AsRawFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
 /// Why no frame could be read.
@@ -45,4 +47,31 @@ pub async fn read(stream: &mut UnixStream, cap: usize) -> Result<Option<Vec<u8>>
 /// If the connection fails.
 pub async fn write(stream: &mut UnixStream, frame: &[u8]) -> io::Result<()> {
     stream.write_all(frame).await
+}
+
+/// Writes an encoded frame and passes a descriptor with it.
+///
+/// # Errors
+/// If the connection fails.
+pub async fn write_with_descriptor(stream: &mut UnixStream, frame: &[u8], passed: &impl AsRawFd) -> io::Result<()> {
+    let passed = [passed.as_raw_fd()];
+    let sent = loop {
+        stream.writable().await?;
+        let attempt = stream.try_io(Interest::WRITABLE, || {
+            let rights = [ControlMessage::ScmRights(&passed)];
+            let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+            Ok(sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(frame)], &rights, flags, None)?)
+        });
+        match attempt {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            sent => break sent?,
+        }
+    };
+    stream.write_all(&frame[sent..]).await
+}
+
+/// Waits until the other side has closed the connection.
+pub async fn closed(stream: &mut UnixStream) {
+    let mut byte = [0];
+    while matches!(stream.read(&mut byte).await, Ok(1..)) {}
 }

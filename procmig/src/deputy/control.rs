@@ -1,19 +1,21 @@
 //! The control connection: signals go to the node, cancellations and trace lines come from it.
 
-use super::descriptors::Own;
+use super::connection::Connection;
 use super::threads::{THREADS, Thread, lock};
-use super::{descriptors, end, home_proc, kernel, moving, signals};
+use super::{descriptors, end, home_proc, kernel, lent, link, moving, signals};
 use crate::migration::faults::{self, Step};
 use crate::wire::control::{MAX_MESSAGE, ToDeputy, ToNode};
 use crate::wire::frame;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 /// Where trace lines go; -1 for nowhere.
 pub(super) static TRACE: AtomicI32 = AtomicI32::new(-1);
+
+/// How many signals have been handed on.
+static RELAYED: AtomicU32 = AtomicU32::new(0);
 
 /// The control thread, which is none of the guest's; 0 before it runs.
 pub(super) static TID: AtomicI32 = AtomicI32::new(0);
@@ -29,17 +31,16 @@ const REPEAT: i32 = 1;
 ///
 /// # Errors
 /// If there can be no more threads.
-pub(super) fn start(connection: Own) -> io::Result<()> {
-    // SAFETY: the number is the deputy's own and stays open for as long as the process lives.
-    let mut stream = unsafe { UnixStream::from_raw_fd(connection.leak()) };
+pub(super) fn start(stream: Connection) -> io::Result<()> {
+    RELAYED.store(0, Ordering::SeqCst);
     let mask = signals::set_mask(u64::MAX);
     let started = std::thread::Builder::new().name(NAME.into()).stack_size(STACK);
-    let started = started.spawn(move || run(&mut stream));
+    let started = started.spawn(move || run(stream));
     signals::set_mask(mask);
     started.map(drop)
 }
 
-fn run(stream: &mut UnixStream) {
+fn run(mut stream: Connection) -> ! {
     TID.store(kernel::gettid(), Ordering::Relaxed);
     let mut cancelled: Vec<(Arc<Thread>, u32)> = Vec::new();
     // While a migration is decided no signal is sent: nobody knows to whom.
@@ -48,41 +49,51 @@ fn run(stream: &mut UnixStream) {
         cancelled.retain(|(thread, seq)| thread.poke(*seq));
         let wait = if cancelled.is_empty() { -1 } else { REPEAT };
         let poll = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        let mut fds = [poll(stream.as_raw_fd()), poll(if holds { -1 } else { signals::descriptor() })];
-        // SAFETY: the kernel reads and writes two `pollfd`.
-        unsafe { libc::poll(fds.as_mut_ptr(), 2, wait) };
-        if fds[1].revents != 0 {
-            relay(stream);
+        let mut fds =
+            [poll(stream.as_raw_fd()), poll(if holds { -1 } else { signals::descriptor() }), poll(link::watched())];
+        let count = if stream.has_more() { 0 } else { fds.len() };
+        // SAFETY: the kernel reads and writes so many `pollfd`.
+        unsafe { libc::poll(fds.as_mut_ptr(), count as libc::nfds_t, if count > 0 { wait } else { 0 }) };
+        if fds[2].revents != 0 {
+            end::lost();
         }
-        if fds[0].revents != 0 {
-            match frame::receive::<ToDeputy>(stream, MAX_MESSAGE) {
-                Ok((ToDeputy::Cancel { tid, seq }, _)) => {
+        if fds[1].revents != 0 {
+            relay(&mut stream);
+        }
+        if fds[0].revents != 0 || count == 0 {
+            match frame::read_from::<ToDeputy>(&mut stream, MAX_MESSAGE) {
+                Ok(ToDeputy::Cancel { tid, seq }) => {
                     let thread = lock(&THREADS).iter().find(|thread| thread.tid == tid).cloned();
                     if let Some(thread) = thread {
                         cancelled.retain(|(other, _)| other.tid != tid);
                         cancelled.push((thread, seq));
                     }
                 }
-                Ok((ToDeputy::Trace(line), _)) => trace(line),
-                Ok((ToDeputy::Hold { epoch }, _)) if moving::is_next(epoch) => {
+                Ok(ToDeputy::Trace(line)) => trace(line),
+                Ok(ToDeputy::Read { tag, file, offset, length }) => {
+                    say(&mut stream, &ToNode::Bytes { tag, result: lent::read(file, offset, length) });
+                }
+                Ok(ToDeputy::GiveBack { file }) => lent::take_back(file),
+                Ok(ToDeputy::AreYouAwake { round }) => say(&mut stream, &ToNode::Awake { round }),
+                Ok(ToDeputy::Hold { epoch }) if moving::is_next(epoch) => {
                     holds = true;
-                    relay(stream);
+                    relay(&mut stream);
                     // One that fails is one that is not answered.
                     if faults::at(Step::DeputyHold).is_err() {
                         continue;
                     }
-                    say(stream, &ToNode::Held { epoch });
+                    say(&mut stream, &ToNode::Held { epoch });
                 }
-                Ok((ToDeputy::Release { epoch } | ToDeputy::Hold { epoch }, _)) => holds &= !moving::is_next(epoch),
-                Ok((ToDeputy::Commit(commit), _)) => {
+                Ok(ToDeputy::Release { epoch } | ToDeputy::Hold { epoch }) => holds &= !moving::is_next(epoch),
+                Ok(ToDeputy::Commit(commit)) => {
                     let epoch = commit.epoch;
                     match moving::hand_over(&commit) {
                         Ok(new) => {
-                            say(stream, &ToNode::Moved { epoch });
+                            say(&mut stream, &ToNode::Moved { epoch });
                             cancelled.clear();
-                            descriptors::close(std::mem::replace(stream, new).into_raw_fd());
+                            stream = new;
                         }
-                        Err(error) => say(stream, &ToNode::Kept { epoch, reason: crate::chain(&error) }),
+                        Err(error) => say(&mut stream, &ToNode::Kept { epoch, reason: crate::chain(&error) }),
                     }
                     holds = false;
                 }
@@ -92,20 +103,26 @@ fn run(stream: &mut UnixStream) {
     }
 }
 
+/// How many signals this process has handed on. Those that it says have been sent.
+pub(super) fn relayed() -> u32 {
+    RELAYED.load(Ordering::SeqCst)
+}
+
 /// Hands on the signals that wait.
-fn relay(stream: &UnixStream) {
+fn relay(stream: &mut Connection) {
     let _relay = lock(&signals::RELAY);
     while let Some(info) = signals::take() {
-        if frame::send(stream, &ToNode::Signal(info), &[]).is_err() {
+        if frame::write_to(stream, &ToNode::Signal(info)).is_err() {
             // Its end is seen where it is read, after what the node still had to say.
             return;
         }
+        RELAYED.fetch_add(1, Ordering::SeqCst);
     }
 }
 
 /// Tells the node something. That its end is closed is seen where it is read.
-fn say(stream: &UnixStream, message: &ToNode) {
-    let _ = frame::send(stream, message, &[]);
+fn say(stream: &mut Connection, message: &ToNode) {
+    let _ = frame::write_to(stream, message);
 }
 
 fn trace(mut line: String) {
@@ -138,5 +155,6 @@ pub(super) fn write(fd: RawFd, mut bytes: &[u8]) {
 /// The own descriptors that a child keeps: its trace's, and home's `/proc`.
 pub(super) fn kept() -> Vec<RawFd> {
     let trace = TRACE.load(Ordering::Relaxed);
-    Some(trace).filter(|&fd| descriptors::is_own(fd)).into_iter().chain(home_proc::kept()).collect()
+    let trace = Some(trace).filter(|&fd| descriptors::is_own(fd));
+    trace.into_iter().chain(home_proc::kept()).chain(link::kept()).collect()
 }

@@ -1,8 +1,8 @@
 //! Files that the node asks for: programs, files to map, files of its own content.
 
-use super::{descriptors, home_proc, kernel};
+use super::{descriptors, home_proc, kernel, lent};
 use crate::wire::file_kind::{self, Kind};
-use crate::wire::op::{FileIdentity, MAX_FILE, ProgramFile};
+use crate::wire::op::{FileIdentity, LentFile, MAX_FILE, ProgramFile};
 use nix::errno::Errno;
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -108,6 +108,28 @@ pub(super) fn map_file(fd: i32, write: bool) -> Result<FileIdentity, Errno> {
         _ => return Err(Errno::ENODEV),
     }
     Ok(identity)
+}
+
+/// As [`map_file`], but for a node of another host: lends the file too, if it is a regular one. Call it with
+/// [`MAKING`](descriptors::MAKING) locked.
+pub(super) fn lend(fd: i32, write: bool) -> Result<(FileIdentity, Option<LentFile>), Errno> {
+    let identity = map_file(fd, write)?;
+    if identity.mode & libc::S_IFMT != libc::S_IFREG {
+        return Ok((identity, None));
+    }
+    if write {
+        // One memory on two machines there is not: as with a file system that cannot map files.
+        return Err(Errno::ENODEV);
+    }
+    let path = home_proc::path_of(fd)?;
+    let lent = lent::lend(identity, path, Vec::new(), || home_proc::reopen(&fd).or_else(|_| copy(fd)))?;
+    Ok((identity, Some(lent)))
+}
+
+/// A file that cannot be opened anew, as one whose permissions have changed since.
+fn copy(fd: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: no pointers; the new descriptor is nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(Errno::result(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3))?) })
 }
 
 /// Whether the guest's descriptor stands for a file that may be handed over.

@@ -6,6 +6,7 @@
 
 mod buffer;
 mod command_line;
+mod connection;
 mod control;
 mod descriptors;
 mod end;
@@ -13,6 +14,8 @@ mod execute;
 mod files;
 mod home_proc;
 mod kernel;
+mod lent;
+mod link;
 mod listing;
 mod messages;
 mod moving;
@@ -30,8 +33,11 @@ pub use signals::inherited_signals;
 
 use crate::wire::control::{Attach, NodeRequest};
 use crate::wire::frame::{self, FrameError};
+use crate::wire::sealed::StreamKeys;
+use connection::Connection;
 use descriptors::Own;
 use std::io;
+use std::net::TcpStream;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
@@ -39,9 +45,9 @@ use std::sync::atomic::Ordering;
 /// What a deputy starts from.
 #[derive(Debug)]
 pub struct Setup {
-    /// Connected to the node's socket; becomes the control connection.
-    pub node: UnixStream,
-    /// The name that messages to the user speak of.
+    /// How the node is reached.
+    pub node: Node,
+    /// The name that messages to the user speak of: the node's, or its host's.
     pub node_name: String,
     /// The process to run. `ignored_signals` and `blocked_signals` are from [`inherited_signals`].
     pub attach: Attach,
@@ -49,6 +55,32 @@ pub struct Setup {
     pub trace: Option<OwnedFd>,
     /// Who is told what the process used, if `attach.report`.
     pub reporter: Option<Reporter>,
+}
+
+/// How a node is reached.
+#[derive(Debug)]
+pub enum Node {
+    /// On this host, connected to its socket; becomes the control connection.
+    Here(UnixStream),
+    /// On another host.
+    Elsewhere(Remote),
+}
+
+/// A link with a node of another host.
+#[derive(Debug)]
+pub struct Remote {
+    /// The connection that `skeind` has handed over.
+    pub socket: TcpStream,
+    /// Its keys.
+    pub keys: StreamKeys,
+    /// The connection with `skeind`, which keeps the link until this is closed.
+    pub lease: UnixStream,
+}
+
+impl From<UnixStream> for Node {
+    fn from(stream: UnixStream) -> Self {
+        Self::Here(stream)
+    }
 }
 
 /// Why a deputy could not start; once it has started it exits as the guest process does.
@@ -83,21 +115,26 @@ fn start(setup: Setup) -> Result<serve::Server, DeputyError> {
     let making = threads::lock(&descriptors::MAKING);
     signals::start(attach.ignored_signals).map_err(DeputyError::Prepare)?;
     home_proc::start().map_err(DeputyError::Prepare)?;
-    let (call, nodes) = descriptors::socketpair().map_err(DeputyError::Prepare)?;
     let blocked = signals::stops_in(attach.blocked_signals);
-    let request = NodeRequest::Attach(Box::new(attach));
-    frame::send(&node, &request, &[nodes.as_raw_fd()]).map_err(DeputyError::Attach)?;
-    drop((nodes, request));
+    let (control, call) = match node {
+        Node::Here(node) => {
+            let (call, nodes) = descriptors::socketpair().map_err(DeputyError::Prepare)?;
+            let request = NodeRequest::Attach(Box::new(attach));
+            frame::send(&node, &request, &[nodes.as_raw_fd()]).map_err(DeputyError::Attach)?;
+            let node = Own::new(node.into()).map_err(DeputyError::Prepare)?;
+            (Connection::local(node), Connection::local(call))
+        }
+        Node::Elsewhere(remote) => link::start(remote, attach).map_err(DeputyError::Attach)?,
+    };
     if let Some(trace) = trace {
         control::TRACE.store(Own::new(trace).map_err(DeputyError::Prepare)?.leak(), Ordering::Relaxed);
     }
     if let Some(reporter) = reporter {
         report::keep(reporter).map_err(DeputyError::Prepare)?;
     }
-    let node = Own::new(node.into()).map_err(DeputyError::Prepare)?;
     drop(making);
     let server = serve::Server::new(call, blocked).map_err(DeputyError::Prepare)?;
-    control::start(node).map_err(DeputyError::Prepare)?;
+    control::start(control).map_err(DeputyError::Prepare)?;
     // Last, when every descriptor of the deputy's own has its place: the numbers are the guest's.
     standard::close_again();
     Ok(server)

@@ -3,6 +3,7 @@
 //! Until the target has the connections and is told to run the process, any failure leaves the process where it
 //! is. From then on the old node's connections mean nothing.
 
+use super::connection::Connection;
 use super::descriptors::{self, Own};
 use super::end;
 use super::threads::{NewConnection, THREADS, Thread, lock};
@@ -64,7 +65,7 @@ impl From<io::Error> for MoveError {
 ///
 /// # Errors
 /// If it stays where it is.
-pub(super) fn hand_over(commit: &Commit) -> Result<UnixStream, MoveError> {
+pub(super) fn hand_over(commit: &Commit) -> Result<Connection, MoveError> {
     if !is_next(commit.epoch) {
         return Err(MoveError::OutOfTurn);
     }
@@ -95,11 +96,14 @@ pub(super) fn hand_over(commit: &Commit) -> Result<UnixStream, MoveError> {
     let _ = faults::at(Step::DeputyMoved);
     for ((thread, hand_over), (ours, theirs)) in leaving.iter().zip(&commit.threads).zip(pairs) {
         drop(theirs);
-        thread.reconnect(NewConnection { connection: ours, seq: hand_over.seq, awaits: hand_over.awaits });
+        thread.reconnect(NewConnection {
+            connection: Connection::local(ours),
+            seq: hand_over.seq,
+            awaits: hand_over.awaits,
+        });
     }
     end::note_node(&commit.node);
-    // SAFETY: the number stays the deputy's own, and open, until the next migration.
-    Ok(unsafe { UnixStream::from_raw_fd(control.leak()) })
+    Ok(Connection::local(control))
 }
 
 /// Has the target take the connections.

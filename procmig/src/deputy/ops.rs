@@ -1,13 +1,14 @@
 //! Operations that are no system call of their own.
 
+use super::connection::Connection;
 use super::descriptors::{self, Own};
 use super::serve::{Next, Server};
 use super::threads::{THREADS, lock};
-use super::{command_line, control, end, files, kernel, moving, report, segments, signals};
-use crate::wire::op::Op;
+use super::{command_line, control, end, files, kernel, lent, link, moving, report, segments, signals};
+use crate::wire::op::{LentFile, Op};
 use nix::errno::Errno;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::mpsc;
 
 fn failed(error: &io::Error) -> Next {
@@ -32,11 +33,35 @@ fn file<T: serde::Serialize>(open: impl FnOnce() -> Result<(T, OwnedFd), Errno>)
     }
 }
 
+/// Bytes of a program that are sent along when it is opened: what is needed to see what it is, and often more.
+const HEAD: u32 = 16 << 10;
+
+/// Lends a file to a node of another host. What is said of it is followed by where it is to be had, if it is.
+fn lent<T: serde::Serialize>(lend: impl FnOnce() -> Result<(T, Option<LentFile>), Errno>) -> Next {
+    let _making = lock(&descriptors::MAKING);
+    match lend() {
+        Ok((about, lent)) => {
+            let payload = postcard::to_stdvec(&about).and_then(|payload| match lent {
+                Some(lent) => postcard::to_extend(&lent, payload),
+                None => Ok(payload),
+            });
+            payload.map_or_else(|_| number(-i64::from(libc::EIO)), |payload| Next::Pass(0, payload, Vec::new()))
+        }
+        Err(errno) => number(-(errno as i64)),
+    }
+}
+
 /// Performs an operation for the thread `tid`, which is the calling one and blocks these stops.
 pub(super) fn perform(op: Op, tid: i32, guest_blocks: u32) -> Next {
     match op {
         Op::NewThread => new_thread(guest_blocks).unwrap_or_else(|error| failed(&error)),
         Op::Fork => fork().unwrap_or_else(|error| failed(&error)),
+        Op::OpenProgram { dirfd, path, flags } if link::is_remote() => lent(|| {
+            let (about, file) = files::open_program(dirfd, &path, flags)?;
+            let head = lent::read_at(file.as_fd(), 0, HEAD)?;
+            let lent = lent::lend(about.identity, about.path.clone(), head, || Ok(file))?;
+            Ok((about, Some(lent)))
+        }),
         Op::OpenProgram { dirfd, path, flags } => file(|| files::open_program(dirfd, &path, flags)),
         Op::CommitExec { name, argv } => {
             files::close_on_exec();
@@ -56,6 +81,7 @@ pub(super) fn perform(op: Op, tid: i32, guest_blocks: u32) -> Next {
         }
         Op::Exit { status } => end::exit(status),
         Op::DieBySignal { signal } => end::die(signal),
+        Op::MapFile { fd, write } if link::is_remote() => lent(|| files::lend(fd, write)),
         Op::MapFile { fd, write } => match files::map_file(fd, write) {
             Ok(identity) => match postcard::to_stdvec(&identity) {
                 Ok(payload) => Next::Lend(payload, fd),
@@ -87,9 +113,14 @@ pub(super) fn perform(op: Op, tid: i32, guest_blocks: u32) -> Next {
 
 /// Starts a thread; as its guest thread does, it starts with the mask of the calling one.
 fn new_thread(guest_blocks: u32) -> io::Result<Next> {
-    let making = lock(&descriptors::MAKING);
-    let (ours, nodes) = descriptors::socketpair()?;
-    drop(making);
+    let (ours, names, nodes) = if link::is_remote() {
+        let ([ours], names) = link::connect()?;
+        (ours, names, Vec::new())
+    } else {
+        let _making = lock(&descriptors::MAKING);
+        let (ours, nodes) = descriptors::socketpair()?;
+        (Connection::local(ours), Vec::new(), vec![nodes])
+    };
     let (started, starts) = mpsc::sync_channel(1);
     std::thread::Builder::new().stack_size(control::STACK).spawn(move || match Server::new(ours, guest_blocks) {
         Ok(server) => {
@@ -100,7 +131,7 @@ fn new_thread(guest_blocks: u32) -> io::Result<Next> {
         Err(_) => drop(started.send(None)),
     })?;
     match starts.recv() {
-        Ok(Some(tid)) => Ok(Next::Pass(tid.into(), Vec::new(), vec![nodes])),
+        Ok(Some(tid)) => Ok(Next::Pass(tid.into(), names, nodes)),
         _ => Err(io::ErrorKind::OutOfMemory.into()),
     }
 }
@@ -108,13 +139,22 @@ fn new_thread(guest_blocks: u32) -> io::Result<Next> {
 /// Forks the process. In the child the calling thread is the only one; the locks that other threads
 /// could hold are held by it, so that they are free there.
 fn fork() -> io::Result<Next> {
+    let remote = link::is_remote().then(link::connect).transpose()?;
     let making = lock(&descriptors::MAKING);
     let relay = lock(&signals::RELAY);
     let mut threads = lock(&THREADS);
-    let names = lock(&end::NAMES);
+    let end_names = lock(&end::NAMES);
     let attached = lock(&segments::ATTACHED);
-    let (control, nodes_control) = descriptors::socketpair()?;
-    let (call, nodes_call) = descriptors::socketpair()?;
+    let lent = lock(&lent::LENT);
+    let (control, call, names, nodes) = match remote {
+        Some(([control, call], names)) => (control, call, names, Vec::new()),
+        None => {
+            let (control, nodes_control) = descriptors::socketpair()?;
+            let (call, nodes_call) = descriptors::socketpair()?;
+            let nodes = vec![nodes_control, nodes_call];
+            (Connection::local(control), Connection::local(call), Vec::new(), nodes)
+        }
+    };
     let closing = lock(&descriptors::CLOSING);
     // SAFETY: the C library keeps its own locks sane over a fork, and the child goes on with what
     // this thread holds alone.
@@ -122,13 +162,16 @@ fn fork() -> io::Result<Next> {
     drop(closing);
     let pid = Errno::result(pid)?;
     if pid != 0 {
-        return Ok(Next::Pass(pid.into(), Vec::new(), vec![nodes_control, nodes_call]));
+        return Ok(Next::Pass(pid.into(), names, nodes));
     }
     threads.clear();
-    drop((attached, names, threads, relay));
-    nodes_control.leak();
-    nodes_call.leak();
+    drop((attached, end_names, threads, relay));
+    for one in nodes {
+        one.leak();
+    }
     let mut keep = control::kept();
+    keep.extend(lent.kept());
+    drop(lent);
     keep.extend([control.as_raw_fd(), call.as_raw_fd()]);
     descriptors::close_all_but(&keep);
     report::forget();

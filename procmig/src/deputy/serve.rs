@@ -1,16 +1,17 @@
 //! Serving a call connection: read a request, do it, write the reply.
 
 use super::buffer::ReplyBuffer;
+use super::connection::Connection;
 use super::descriptors::Own;
 use super::threads::{Thread, lock};
-use super::{end, execute, files, kernel, ops, signals};
+use super::{control, end, execute, files, kernel, ops, signals};
 use crate::calls;
 use crate::wire::call::{MAX_PAYLOAD, MAX_SIGNALS, ReplyHeader, RequestHeader, SIGINFO_SIZE, flags, kind};
 use crate::wire::control::SigInfo;
 use crate::wire::frame;
 use crate::wire::op::Op;
 use nix::errno::Errno;
-use std::io;
+use std::io::{self, Read};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -25,7 +26,7 @@ const KEEP: usize = 4 << 20;
 /// A thread of the deputy and its call connection.
 #[derive(Debug)]
 pub(super) struct Server {
-    connection: Own,
+    connection: Connection,
     thread: Arc<Thread>,
     input: Vec<u8>,
     /// What has been read and not been served is `input[start..end]`.
@@ -61,7 +62,7 @@ pub(super) enum Next {
     /// There is no reply, and the thread ends.
     End,
     /// This is now the only thread of a child, which serves this connection.
-    Become(Own),
+    Become(Connection),
 }
 
 impl Server {
@@ -70,7 +71,7 @@ impl Server {
     ///
     /// # Errors
     /// If there is no memory.
-    pub(super) fn new(connection: Own, guest_blocks: u32) -> io::Result<Self> {
+    pub(super) fn new(connection: Connection, guest_blocks: u32) -> io::Result<Self> {
         Ok(Self {
             thread: Thread::register(connection.as_raw_fd()),
             connection,
@@ -144,7 +145,7 @@ impl Server {
     fn send_again(&mut self, replied: Replied) -> bool {
         let bytes = self.reply.finished(replied.length);
         let passed = replied.passed.filter(|&fd| files::may_hand_over(fd));
-        send_all(&self.connection, bytes, passed.as_slice()).is_ok()
+        send_all(&mut self.connection, bytes, passed.as_slice()).is_ok()
     }
 
     /// Reads until `wanted` bytes are there.
@@ -161,14 +162,10 @@ impl Server {
         }
         while self.end - self.start < wanted {
             let room = &mut self.input[self.end..];
-            let args = [self.connection.as_raw_fd() as u64, room.as_mut_ptr() as u64, room.len() as u64, 0, 0, 0];
-            // SAFETY: the kernel writes at most `room.len()` bytes to `room`.
-            let got = unsafe { kernel::call(libc::SYS_read as u32, args) };
-            match kernel::errno(got) {
-                Some(Errno::EINTR) => self.apply_mask(),
-                Some(_) => return None,
-                None if got == 0 => return None,
-                None => self.end += got as usize,
+            match self.connection.read(room) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => self.apply_mask(),
+                Err(_) | Ok(0) => return None,
+                Ok(got) => self.end += got,
             }
         }
         Some(())
@@ -195,7 +192,10 @@ impl Server {
                     return true;
                 }
                 let made = ret as RawFd;
-                let passed = header.flags & flags::HAND_OVER != 0 && ret >= 0 && files::may_hand_over(made);
+                let passed = header.flags & flags::HAND_OVER != 0
+                    && self.connection.is_local()
+                    && ret >= 0
+                    && files::may_hand_over(made);
                 self.send(header.seq, ret, length, count, if passed { std::slice::from_ref(&made) } else { &[] });
                 true
             }
@@ -275,10 +275,10 @@ impl Server {
     }
 
     fn send(&mut self, seq: u32, ret: i64, length: usize, signals: u32, descriptors: &[RawFd]) {
-        let header = ReplyHeader { seq, length: length as u32, ret, signals, reserved: 0 };
+        let header = ReplyHeader { seq, length: length as u32, ret, signals, relayed: control::relayed() };
         let bytes = self.reply.finish(&header, length + signals as usize * SIGINFO_SIZE);
         let replied = Replied { seq, length: bytes.len(), passed: descriptors.first().copied() };
-        if send_all(&self.connection, bytes, descriptors).is_ok() {
+        if send_all(&mut self.connection, bytes, descriptors).is_ok() {
             self.replied = Some(replied);
             return;
         }
@@ -292,30 +292,17 @@ impl Server {
 }
 
 /// Sends a reply, with descriptors.
-fn send_all(connection: &Own, bytes: &[u8], descriptors: &[RawFd]) -> Result<(), Errno> {
-    let fd = connection.as_raw_fd();
+fn send_all(connection: &mut Connection, bytes: &[u8], descriptors: &[RawFd]) -> io::Result<()> {
     let mut sent = 0;
-    if !descriptors.is_empty() {
+    if !descriptors.is_empty() && connection.is_local() {
         // SAFETY: the connection is open for as long as it is borrowed, which closes it.
-        let stream = ManuallyDrop::new(unsafe { UnixStream::from_raw_fd(fd) });
+        let stream = ManuallyDrop::new(unsafe { UnixStream::from_raw_fd(connection.as_raw_fd()) });
         match frame::send_with_descriptors(&stream, bytes, descriptors) {
             Ok(count) => sent = count,
             // The guest has closed it meanwhile, or has too many in flight: the reply goes without.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ETOOMANYREFS)) => {}
-            Err(error) => return Err(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))),
+            Err(error) => return Err(error),
         }
     }
-    while sent < bytes.len() {
-        let rest = &bytes[sent..];
-        let flags = libc::MSG_NOSIGNAL as u64;
-        let args = [fd as u64, rest.as_ptr() as u64, rest.len() as u64, flags, 0, 0];
-        // SAFETY: the kernel reads `rest`; there is no address.
-        let put = unsafe { kernel::call(libc::SYS_sendto as u32, args) };
-        match kernel::errno(put) {
-            Some(Errno::EINTR) => {}
-            Some(errno) => return Err(errno),
-            None => sent += put as usize,
-        }
-    }
-    Ok(())
+    if sent < bytes.len() { connection.send(&bytes[sent..]) } else { Ok(()) }
 }

@@ -9,7 +9,7 @@
 //! A call that is cancelled before its request was read is begun all the same, and broken off if it
 //! blocks: so a call that never blocks, as the read of a file, never says `EINTR`, as on Linux.
 
-use super::descriptors::Own;
+use super::connection::Connection;
 use super::kernel;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -41,7 +41,7 @@ pub(super) struct Thread {
 #[derive(Debug)]
 pub(super) struct NewConnection {
     /// To the new node.
-    pub connection: Own,
+    pub connection: Connection,
     /// The last request on the old one.
     pub seq: u32,
     /// The old node has not read the reply to it.
@@ -76,7 +76,7 @@ impl Thread {
     }
 
     /// Takes the connection to serve from now on, in place of `old`, if there is a new one.
-    pub(super) fn take_new_connection(&self, old: &mut Own) -> Option<(u32, bool)> {
+    pub(super) fn take_new_connection(&self, old: &mut Connection) -> Option<(u32, bool)> {
         let mut connection = lock(&self.connection);
         let NewConnection { connection: new, seq, awaits } = connection.1.take()?;
         connection.0 = new.as_raw_fd();

@@ -3,7 +3,7 @@
 use super::descriptors::Change;
 use super::guest::GuestThread;
 use super::lock;
-use super::process::{Action, IGNORE, StackPlaces};
+use super::process::{Action, IGNORE, Process, StackPlaces};
 use super::syscalls::random_bytes;
 use crate::elf::program::{self, Program, ProgramError, ProgramKind};
 use crate::elf::{script, stack};
@@ -13,7 +13,7 @@ use crate::signal::altstack::AltStack;
 use crate::signal::set::SignalSet;
 use crate::usermem::UserMemory;
 use crate::vdso;
-use crate::wire::op::{Op, ProgramFile};
+use crate::wire::op::{LentFile, Op, ProgramFile};
 use nix::errno::Errno;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -98,11 +98,19 @@ impl ExecError {
     }
 }
 
+/// Where the bytes of a program come from.
+enum ProgramBytes {
+    /// A file of this host.
+    Here(File),
+    /// A file of another host, which the process's deputy has lent.
+    Lent(LentFile),
+}
+
 /// A file that was opened to be executed.
 struct Opened {
     path: Vec<u8>,
     info: ProgramFile,
-    file: File,
+    file: ProgramBytes,
     head: Vec<u8>,
 }
 
@@ -148,12 +156,12 @@ impl GuestThread {
             argv = script.arguments(&opened.path, &argv);
             opened = self.open_interpreter(&opened, &script.interpreter)?;
         }
-        let program = opened.parse(ProgramError::errno)?;
+        let program = opened.parse(&self.process, ProgramError::errno)?;
         let interpreter = match &program.interpreter {
             None => None,
             Some(path) => {
                 let opened = self.open_interpreter(&opened, path)?;
-                let program = opened.parse(ProgramError::interpreter_errno)?;
+                let program = opened.parse(&self.process, ProgramError::interpreter_errno)?;
                 Some((opened, program))
             }
         };
@@ -177,7 +185,13 @@ impl GuestThread {
         if reply.ret < 0 {
             return Err(refused(Errno::from_raw(-reply.ret as i32)));
         }
-        let info: ProgramFile = postcard::from_bytes(&reply.payload).map_err(|_| ExecError::Lost)?;
+        let (info, rest): (ProgramFile, _) = postcard::take_from_bytes(&reply.payload).map_err(|_| ExecError::Lost)?;
+        let whole = if path.is_empty() { info.path.clone() } else { path.to_vec() };
+        if self.process.is_remote() {
+            let mut lent: LentFile = postcard::from_bytes(rest).map_err(|_| ExecError::Lost)?;
+            let head = std::mem::take(&mut lent.head.0);
+            return Ok(Opened { path: whole, info, file: ProgramBytes::Lent(lent), head });
+        }
         let file = File::from(reply.descriptors.pop().ok_or(ExecError::Lost)?);
         let mut head = vec![0; HEAD];
         let mut length = 0;
@@ -190,8 +204,7 @@ impl GuestThread {
             }
         }
         head.truncate(length);
-        let path = if path.is_empty() { info.path.clone() } else { path.to_vec() };
-        Ok(Opened { path, info, file, head })
+        Ok(Opened { path: whole, info, file: ProgramBytes::Here(file), head })
     }
 
     fn open_interpreter(&mut self, of: &Opened, path: &[u8]) -> Result<Opened, ExecError> {
@@ -231,7 +244,7 @@ impl GuestThread {
                     - (program.span().0.raw() & !(PAGE_SIZE - 1))
             }
         };
-        map_program(&space, cpu, kernel, opened, program, bias)?;
+        map_program(&space, cpu, &self.process, opened, program, bias)?;
         let end = program.data_end().raw() + bias;
         space.place_heap(end.next_multiple_of(PAGE_SIZE) + layout.heap_gap);
         let mut entry = program.entry.raw().wrapping_add(bias);
@@ -245,7 +258,7 @@ impl GuestThread {
                     space.find_place(length).ok_or(Errno::ENOMEM)? - (low.raw() & !(PAGE_SIZE - 1))
                 }
             };
-            map_program(&space, cpu, kernel, opened, program, base)?;
+            map_program(&space, cpu, &self.process, opened, program, base)?;
             entry = program.entry.raw().wrapping_add(base);
         }
         let vdso = map_vdso(&space, cpu, kernel)?;
@@ -364,10 +377,18 @@ fn end_connection(channel: crate::channel::CallChannel) {
 }
 
 impl Opened {
-    fn parse(&self, errno: fn(&ProgramError) -> Errno) -> Result<Program, ExecError> {
-        let mut read = |offset, buffer: &mut [u8]| match self.file.read_exact_at(buffer, offset) {
-            Ok(()) => Ok(()),
-            Err(error) => Err(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))),
+    fn parse(&self, process: &Process, errno: fn(&ProgramError) -> Errno) -> Result<Program, ExecError> {
+        let mut read = |offset: u64, buffer: &mut [u8]| {
+            let here = usize::try_from(offset).ok().and_then(|at| self.head.get(at..)?.get(..buffer.len()));
+            let read = match (here, &self.file) {
+                (Some(here), _) => {
+                    buffer.copy_from_slice(here);
+                    Ok(())
+                }
+                (None, ProgramBytes::Here(file)) => file.read_exact_at(buffer, offset),
+                (None, ProgramBytes::Lent(lent)) => process.read_lent(lent.file, buffer, offset),
+            };
+            read.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
         };
         program::parse(&self.head, &mut read).map_err(|source| ExecError::Program {
             path: lossy(&self.path),
@@ -380,13 +401,18 @@ impl Opened {
 fn map_program(
     space: &AddressSpace,
     cpu: &mut UserCpu,
-    kernel: &super::Kernel,
+    process: &Arc<Process>,
     opened: &Opened,
     program: &Program,
     bias: u64,
 ) -> Result<(), Errno> {
-    let file = opened.file.try_clone().map_err(|_| Errno::ENFILE)?;
-    let object = kernel.files.read_only(opened.info.identity, file.into());
+    let object = match &opened.file {
+        ProgramBytes::Here(file) => {
+            let file = file.try_clone().map_err(|_| Errno::ENFILE)?;
+            process.kernel.files.read_only(opened.info.identity, file.into())
+        }
+        ProgramBytes::Lent(lent) => process.lent_pages(opened.info.identity, lent),
+    };
     for segment in &program.segments {
         let mut protection = Protection::empty();
         protection.set(Protection::READ, segment.readable);

@@ -1,5 +1,6 @@
 //! What a program and all that it starts may take together: `mosrun -m` and `--max-threads`.
 
+use super::links::Link;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use vmm::accounts::Account;
@@ -11,6 +12,8 @@ pub struct Group {
     account: Account,
     max_threads: u32,
     threads: AtomicU32,
+    /// Where it was started, if that is another host.
+    link: Option<Arc<Link>>,
 }
 
 /// The right to be one thread of a group, until it is dropped.
@@ -20,12 +23,32 @@ impl Group {
     /// A group without threads that may have so many bytes of memory and threads; `None` if the node
     /// has too many groups.
     pub fn new(machine: Arc<Machine>, memory: Option<u64>, threads: Option<u32>) -> Option<Arc<Self>> {
+        Self::of_link(machine, memory, threads, None)
+    }
+
+    /// The same for a program of another host, with its link.
+    pub fn of_link(
+        machine: Arc<Machine>,
+        memory: Option<u64>,
+        threads: Option<u32>,
+        link: Option<Arc<Link>>,
+    ) -> Option<Arc<Self>> {
         let account = match memory {
             Some(bytes) => machine.frames().open_account(bytes)?,
             None => Account::default(),
         };
         let max_threads = threads.unwrap_or(u32::MAX);
-        Some(Arc::new(Self { machine, account, max_threads, threads: AtomicU32::new(0) }))
+        Some(Arc::new(Self { machine, account, max_threads, threads: AtomicU32::new(0), link }))
+    }
+
+    /// The link with its home, if that is another host.
+    pub fn link(&self) -> Option<&Arc<Link>> {
+        self.link.as_ref()
+    }
+
+    /// The number of its home; 0 is this host.
+    pub fn home(&self) -> u32 {
+        self.link.as_ref().map_or(0, |link| link.home.number)
     }
 
     /// To which its frames are charged.

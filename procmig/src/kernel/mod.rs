@@ -17,11 +17,13 @@ pub mod guest;
 pub mod handed;
 pub mod host_thread;
 mod housekeeping;
+pub mod links;
 pub mod memory_short;
 pub mod pool;
 mod proc_files;
 pub mod process;
 pub mod relay;
+pub mod remote;
 mod start;
 pub mod syscalls;
 pub mod tally;
@@ -113,8 +115,11 @@ pub struct Kernel {
     pub hwcap: u64,
     /// `AT_HWCAP2`
     pub hwcap2: u64,
-    processes: Mutex<HashMap<i32, Arc<Process>>>,
-    ended: Mutex<HashMap<i32, Ended>>,
+    /// Links with other hosts.
+    pub links: links::Links,
+    /// By the number of their home, 0 for this host, and PID there.
+    processes: Mutex<HashMap<(u32, i32), Arc<Process>>>,
+    ended: Mutex<HashMap<(u32, i32), Ended>>,
     /// Processes that have arrived from other nodes and wait for their deputies.
     pub arrivals: Arrivals,
     /// Processes whose memory is about to be free.
@@ -164,6 +169,7 @@ impl Kernel {
             hwcap: u64::from(std::arch::x86_64::__cpuid(1).edx),
             // Bit 1: programs may use `wrfsbase` and its kin.
             hwcap2: u64::from(std::arch::x86_64::__cpuid_count(7, 0).ebx & 1) << 1,
+            links: links::Links::default(),
             processes: Mutex::default(),
             ended: Mutex::default(),
             arrivals: Arrivals::default(),
@@ -176,9 +182,14 @@ impl Kernel {
         }))
     }
 
-    /// The process with this PID.
+    /// The process of this host with this PID.
     pub fn process(&self, pid: i32) -> Option<Arc<Process>> {
-        lock(&self.processes).get(&pid).cloned()
+        self.process_of(0, pid)
+    }
+
+    /// The process with this PID of the home with this number.
+    pub fn process_of(&self, home: u32, pid: i32) -> Option<Arc<Process>> {
+        lock(&self.processes).get(&(home, pid)).cloned()
     }
 
     /// All processes.
@@ -189,13 +200,13 @@ impl Kernel {
     /// Enters a process.
     ///
     /// # Errors
-    /// `EAGAIN` if the node is stopping, `EEXIST` if there is one with this PID.
+    /// `EAGAIN` if the node is stopping, `EEXIST` if its home has one with this PID.
     pub fn enter(&self, process: &Arc<Process>) -> Result<(), Errno> {
         let mut processes = lock(&self.processes);
         if self.stopping.load(Ordering::SeqCst) {
             return Err(Errno::EAGAIN);
         }
-        match processes.entry(process.pid) {
+        match processes.entry((process.home(), process.pid)) {
             std::collections::hash_map::Entry::Occupied(_) => Err(Errno::EEXIST),
             std::collections::hash_map::Entry::Vacant(place) => {
                 place.insert(process.clone());
@@ -207,33 +218,35 @@ impl Kernel {
     /// Takes a process out, if it is this one that has the PID.
     pub fn leave(&self, process: &Process) {
         let mut processes = lock(&self.processes);
-        if processes.get(&process.pid).is_some_and(|other| std::ptr::eq(&**other, process)) {
-            processes.remove(&process.pid);
+        let key = (process.home(), process.pid);
+        if processes.get(&key).is_some_and(|other| std::ptr::eq(&**other, process)) {
+            processes.remove(&key);
         }
     }
 
     /// Keeps what a process has used for its parent, if that is a guest of this node that will wait.
     pub fn keep_usage(&self, process: &Process) {
         let parent = process.parent;
-        let has_parent = self.process(parent).is_some_and(|parent| parent.waits_for_children());
+        let home = process.home();
+        let has_parent = self.process_of(home, parent).is_some_and(|parent| parent.waits_for_children());
         let mut usage = process.usage();
         usage.add(&process.children_usage());
         let mut ended = lock(&self.ended);
         // Its own children have another parent now.
-        ended.retain(|_, child| child.parent != process.pid);
+        ended.retain(|(of, _), child| (*of, child.parent) != (home, process.pid));
         if has_parent {
-            ended.insert(process.pid, Ended { parent, usage });
+            ended.insert((home, process.pid), Ended { parent, usage });
         }
     }
 
     /// What a process has used that has ended.
-    pub fn usage(&self, pid: i32) -> Option<Usage> {
-        lock(&self.ended).get(&pid).map(|ended| ended.usage)
+    pub fn usage(&self, home: u32, pid: i32) -> Option<Usage> {
+        lock(&self.ended).get(&(home, pid)).map(|ended| ended.usage)
     }
 
     /// The same, once.
-    pub fn take_usage(&self, pid: i32) -> Option<Usage> {
-        lock(&self.ended).remove(&pid).map(|ended| ended.usage)
+    pub fn take_usage(&self, home: u32, pid: i32) -> Option<Usage> {
+        lock(&self.ended).remove(&(home, pid)).map(|ended| ended.usage)
     }
 
     /// Whether a refusal of this call to this program is to be logged: the first time.

@@ -3,6 +3,7 @@
 use super::descriptors::Descriptors;
 use super::freeze::Freezer;
 use super::group::Group;
+use super::remote::Remote;
 use super::thread::{Thread, ThreadSignals};
 use super::{Kernel, lock};
 use crate::channel::CallChannel;
@@ -11,11 +12,9 @@ use crate::signal::pending::PendingSignals;
 use crate::signal::set::{DefaultAction, FIRST_REALTIME, SignalSet, default_action};
 use crate::wire::control::{Ids, ProcessStatus, SigInfo, ToDeputy};
 use crate::wire::frame;
+use crate::wire::stream::{Receiving, Sending, Stream};
 use crate::wire::usage::Usage;
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, send};
 use std::collections::HashMap;
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -152,6 +151,26 @@ pub enum Verdict {
     Kept(String),
 }
 
+/// The connection for what is no call.
+#[derive(Debug)]
+pub struct Control {
+    sending: Sending,
+    receiving: Option<Receiving>,
+}
+
+impl From<Stream> for Control {
+    fn from(stream: Stream) -> Self {
+        let (sending, receiving) = stream.split();
+        Self { sending, receiving: Some(receiving) }
+    }
+}
+
+impl From<Arc<UnixStream>> for Control {
+    fn from(stream: Arc<UnixStream>) -> Self {
+        Self { sending: stream.into(), receiving: None }
+    }
+}
+
 /// A forwarded call that is to be broken off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cancellation {
@@ -187,7 +206,9 @@ pub struct Process {
     pub trace: bool,
     /// What it has used is told to the deputy when it ends.
     pub report: AtomicBool,
-    control: Mutex<Arc<UnixStream>>,
+    control: Mutex<Control>,
+    /// What it asks its deputy for on the control connection.
+    pub remote: Remote,
     /// Cancellations that the deputy has not taken yet: at most one of each thread's call that waits.
     unsent: Mutex<Vec<Cancellation>>,
     threads: Mutex<Vec<Arc<Thread>>>,
@@ -227,7 +248,7 @@ impl Process {
         space: Option<Arc<AddressSpace>>,
         signals: ProcessSignals,
         identity: Identity,
-        control: Arc<UnixStream>,
+        control: impl Into<Control>,
         descriptors: Descriptors,
         trace: bool,
         group: Arc<Group>,
@@ -245,7 +266,8 @@ impl Process {
             timers: Mutex::default(),
             trace,
             report: AtomicBool::new(false),
-            control: Mutex::new(control),
+            control: Mutex::new(control.into()),
+            remote: Remote::default(),
             unsent: Mutex::default(),
             threads: Mutex::default(),
             threads_changed: Condvar::new(),
@@ -279,8 +301,8 @@ impl Process {
 
     /// Sends to the deputy. A connection that fails is noticed by the relay.
     pub fn send(&self, message: &ToDeputy) {
-        let control = lock(&self.control);
-        if let Err(error) = frame::send(&control, message, &[]) {
+        let sent = frame::encode(message).and_then(|bytes| Ok(lock(&self.control).sending.send(&bytes)?));
+        if let Err(error) = sent {
             tracing::debug!(pid = self.pid, error = %crate::chain(&error), "control connection");
         }
     }
@@ -303,28 +325,27 @@ impl Process {
 
     fn try_send(&self, unsent: &mut Vec<Cancellation>) {
         // Another thread may be writing, for as long as the deputy likes.
-        let Ok(control) = self.control.try_lock() else { return };
+        let Ok(mut control) = self.control.try_lock() else { return };
         let sent = unsent.iter().position(|&Cancellation { tid, seq }| {
             let Ok(bytes) = frame::encode(&ToDeputy::Cancel { tid, seq }) else { return false };
-            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-            // So few bytes go whole or not at all.
-            match send(control.as_raw_fd(), &bytes, flags) {
-                Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS | Errno::ENOMEM) => true,
-                // A connection that fails is noticed by the relay.
-                _ => false,
-            }
+            // A connection that fails is noticed by the relay.
+            matches!(control.sending.try_send(&bytes), Ok(false))
         });
         unsent.drain(..sent.unwrap_or(unsent.len()));
     }
 
-    /// The control connection.
-    pub fn control(&self) -> Arc<UnixStream> {
-        lock(&self.control).clone()
+    /// The half of the control connection that the relay reads; once, where it is sealed.
+    pub fn control(&self) -> Option<Receiving> {
+        let control = &mut *lock(&self.control);
+        match &control.sending {
+            Sending::Local(stream) => Some(Receiving::Local(stream.clone())),
+            Sending::Sealed(_) => control.receiving.take(),
+        }
     }
 
     /// Sets the control connection: the process has come from another node.
     pub fn set_control(&self, control: Arc<UnixStream>) {
-        *lock(&self.control) = control;
+        *lock(&self.control) = control.into();
     }
 
     /// All threads.
@@ -692,6 +713,11 @@ impl Process {
         !self.has_ended.swap(true, Ordering::SeqCst)
     }
 
+    /// Whether the node knows it no more.
+    pub fn has_left(&self) -> bool {
+        *lock(&self.left)
+    }
+
     /// Declares that the node knows it no more.
     pub fn note_left(&self) {
         *lock(&self.left) = true;
@@ -730,6 +756,7 @@ impl Process {
                 'S'
             },
             uid: identity.ids.uid,
+            home: self.group.link().map(|link| link.home.name.clone()),
         }
     }
 }

@@ -3,21 +3,19 @@
 use super::process::{Ending, Process, Verdict};
 use super::{Kernel, lock};
 use crate::wire::control::{MAX_MESSAGE, ToNode};
+use crate::wire::stream::Receiving;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::socket::{MsgFlags, recv};
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 /// Bytes read at once.
-const CHUNK: usize = 4096;
+const CHUNK: usize = 16 << 10;
 
 struct Connection {
     process: Arc<Process>,
-    stream: Arc<UnixStream>,
+    stream: Receiving,
     /// What has come of a message that is not whole.
     partial: Vec<u8>,
 }
@@ -64,14 +62,19 @@ impl Relay {
     /// If the host refuses.
     pub fn add(&self, process: &Arc<Process>) -> io::Result<()> {
         let Some(epoll) = self.epoll.get() else { return Err(io::Error::other("the relay does not run")) };
-        let stream = process.control();
+        let stream = process.control().ok_or_else(|| io::Error::other("the relay listens already"))?;
         let mut connections = lock(&self.connections);
         let token = connections.next;
         connections.next += 1;
-        epoll.add(&*stream, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
+        epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
         process.set_relay_token(token);
+        let keeps_some = stream.keeps_some();
         let connection = Connection { process: process.clone(), stream, partial: Vec::new() };
         connections.open.insert(token, Arc::new(Mutex::new(connection)));
+        drop(connections);
+        if keeps_some {
+            self.drain(process);
+        }
         Ok(())
     }
 
@@ -110,7 +113,7 @@ impl Relay {
         }
         lock(&self.connections).open.remove(&token);
         if let Some(epoll) = self.epoll.get()
-            && let Err(error) = epoll.delete(&*connection.stream)
+            && let Err(error) = epoll.delete(&connection.stream)
         {
             tracing::debug!(%error, "a connection was not listened to");
         }
@@ -121,13 +124,27 @@ impl Relay {
 impl Connection {
     /// Takes what has come; `false` if nothing will come any more.
     fn receive(&mut self) -> bool {
-        let mut chunk = [0; CHUNK];
-        match recv(self.stream.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
-            Ok(0) => return false,
-            Ok(count) => self.partial.extend_from_slice(&chunk[..count]),
-            Err(Errno::EAGAIN | Errno::EINTR) => return true,
-            Err(_) => return false,
+        loop {
+            let mut chunk = [0; CHUNK];
+            match self.stream.receive_now(&mut chunk) {
+                Ok(0) => return false,
+                Ok(count) => self.partial.extend_from_slice(&chunk[..count]),
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                    return true;
+                }
+                Err(_) => return false,
+            }
+            if !self.take() {
+                return false;
+            }
+            if !self.stream.keeps_some() {
+                return true;
+            }
         }
+    }
+
+    /// Takes the messages that are whole; `false` if nothing can come any more.
+    fn take(&mut self) -> bool {
         loop {
             let Some(head) = self.partial.first_chunk::<4>() else { return true };
             let length = u32::from_le_bytes(*head) as usize;
@@ -145,6 +162,7 @@ impl Connection {
                     if (1..=64).contains(&info.signal()) {
                         self.process.post(info);
                     }
+                    self.process.remote.count_signal();
                 }
                 Ok(ToNode::Held { epoch }) => self.process.note_verdict(epoch, Verdict::Held),
                 Ok(ToNode::Moved { epoch }) => self.process.note_verdict(epoch, Verdict::Moved),
@@ -153,6 +171,8 @@ impl Connection {
                     tracing::warn!(pid = self.process.pid, "the deputy has a process run that runs already");
                     return false;
                 }
+                Ok(ToNode::Bytes { tag, result }) => self.process.remote.answer(tag, result.map(|bytes| bytes.0)),
+                Ok(ToNode::Awake { round }) => self.process.remote.is_awake(round),
                 Err(error) => {
                     tracing::warn!(pid = self.process.pid, %error, "the deputy sent what cannot be read");
                     return false;

@@ -4,6 +4,7 @@ use super::affinity::CpuSet;
 use super::descriptors::Descriptors;
 use super::group::Group;
 use super::guest::{GuestThread, Start};
+use super::links::Link;
 use super::process::{Identity, Process, StackPlaces, initial_signals, initial_thread_signals};
 use super::{Kernel, lock};
 use crate::channel::CallChannel;
@@ -11,7 +12,7 @@ use crate::mm::AddressSpace;
 use crate::mm::layout::Layout;
 use crate::wire::control::Attach;
 use crate::wire::op::Op;
-use std::os::unix::net::UnixStream;
+use crate::wire::stream::Stream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use vmm::user_cpu::initial_fpu;
@@ -34,22 +35,24 @@ pub enum StartError {
 }
 
 impl Kernel {
-    /// Starts a process for the deputy at the other ends of `control` and `call`.
+    /// Starts a process for the deputy at the other ends of `control` and `call`; with its link if that is at
+    /// another host.
     ///
     /// # Errors
     /// See [`StartError`]; the deputy has been told then.
     pub fn start_process(
         self: &Arc<Self>,
         attach: Attach,
-        control: UnixStream,
-        call: UnixStream,
+        control: Stream,
+        call: Stream,
+        link: Option<Arc<Link>>,
     ) -> Result<(), StartError> {
-        let channel = CallChannel::new(call);
+        let channel = CallChannel::over(call);
         let worker = match self.pool.acquire() {
             Ok(worker) => worker,
             Err(error) => return Err(self.refuse(channel, error.into())),
         };
-        let (process, space) = match self.make_process(&attach, control) {
+        let (process, space) = match self.make_process(&attach, control, link) {
             Ok(made) => made,
             Err(error) => {
                 self.pool.release(worker);
@@ -67,7 +70,8 @@ impl Kernel {
             return Err(StartError::Refused(nix::errno::Errno::EAGAIN));
         };
         // As any child of who started it (`taskset 1 mosrun PROGRAM`).
-        if let Some(cpus) = CpuSet::of(process.pid)
+        if !process.is_remote()
+            && let Some(cpus) = CpuSet::of(process.pid)
             && CpuSet::of(std::process::id() as i32).is_some_and(|all| all != cpus)
         {
             guest.thread.set_affinity(cpus);
@@ -100,10 +104,11 @@ impl Kernel {
     fn make_process(
         self: &Arc<Self>,
         attach: &Attach,
-        control: UnixStream,
+        control: Stream,
+        link: Option<Arc<Link>>,
     ) -> Result<(Arc<Process>, Arc<AddressSpace>), StartError> {
         let layout = Layout::new(0, None);
-        let group = Group::new(self.machine.clone(), attach.memory_limit, attach.max_threads);
+        let group = Group::of_link(self.machine.clone(), attach.memory_limit, attach.max_threads, link);
         let group = group.ok_or(StartError::Refused(nix::errno::Errno::EAGAIN))?;
         let space = AddressSpace::new(self.machine.clone(), layout, u64::MAX, group.account());
         let space = space.map_err(StartError::Refused)?;
@@ -119,11 +124,11 @@ impl Kernel {
         let process = Process::new(
             self.clone(),
             attach.pid,
-            parent_of(attach.pid),
+            attach.parent,
             Some(space.clone()),
             initial_signals(attach.ignored_signals),
             identity,
-            Arc::new(control),
+            control,
             Descriptors::default(),
             attach.trace,
             group,
@@ -151,11 +156,4 @@ impl Kernel {
     pub fn thread_count(&self) -> usize {
         lock(&self.processes).values().map(|process| process.threads().len()).sum()
     }
-}
-
-/// The parent of a process of this host; 0 if it cannot be told.
-fn parent_of(pid: i32) -> i32 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
-    after.split_whitespace().nth(1).and_then(|parent| parent.parse().ok()).unwrap_or(0)
 }

@@ -190,11 +190,14 @@ impl ProcessTimers {
     }
 }
 
+/// Names a process: the number of its home, and its PID.
+type Key = (u32, i32);
+
 /// An entry of the queue, of which an armed timer has one.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Due {
     at: Instant,
-    pid: i32,
+    whose: Key,
     id: i32,
     generation: u64,
 }
@@ -238,7 +241,7 @@ pub fn count(process: &Process, counts: Counts) -> Option<u64> {
     match counts {
         Counts::Time => Some(monotonic()),
         Counts::ProcessCpu(pid) if pid == process.pid => Some(process.cpu_time()),
-        Counts::ProcessCpu(pid) => Some(process.kernel.process(pid)?.cpu_time()),
+        Counts::ProcessCpu(pid) => Some(process.kernel.process_of(process.home(), pid)?.cpu_time()),
         Counts::OwnUserTime => Some(process.user_time()),
         Counts::ThreadCpu(tid) => Some(process.thread(tid)?.cpu_time()),
     }
@@ -271,7 +274,7 @@ impl Timers {
                 let due = queue.pop_first().expect("just seen");
                 let expiring = lock(&self.expiring);
                 drop(queue);
-                if let Some(process) = kernel.process(due.pid) {
+                if let Some(process) = kernel.process_of(due.whose.0, due.whose.1) {
                     self.expire(&process, &due);
                 }
                 drop(expiring);
@@ -297,7 +300,7 @@ impl Timers {
             };
             if now < deadline {
                 // CPU time passes slower than time.
-                timer.due = Some(self.push(process.pid, due.id, due.generation, deadline - now, timer.counts));
+                timer.due = Some(self.push(process.key(), due.id, due.generation, deadline - now, timer.counts));
                 return;
             }
             let mut missed = 0;
@@ -307,7 +310,7 @@ impl Timers {
                 let next = deadline.saturating_add((missed as u64 + 1).saturating_mul(timer.interval));
                 timer.deadline = Some(next);
                 let wait = next.saturating_sub(now).max(MIN_PERIOD);
-                timer.due = Some(self.push(process.pid, due.id, due.generation, wait, timer.counts));
+                timer.due = Some(self.push(process.key(), due.id, due.generation, wait, timer.counts));
             }
             timer.overrun = missed;
             (timer.notice.clone(), missed, timer.counts)
@@ -335,12 +338,12 @@ impl Timers {
         }
     }
 
-    fn push(&self, pid: i32, id: i32, generation: u64, wait: u64, counts: Counts) -> Instant {
+    fn push(&self, whose: Key, id: i32, generation: u64, wait: u64, counts: Counts) -> Instant {
         let wait = if counts.is_cpu() { wait.max(TICK) } else { wait };
         let at = Instant::now() + Duration::from_nanos(wait);
         let mut queue = lock(&self.queue);
         let first = queue.first().is_none_or(|due| at < due.at);
-        queue.insert(Due { at, pid, id, generation });
+        queue.insert(Due { at, whose, id, generation });
         drop(queue);
         if first {
             self.changed.notify_one();
@@ -349,9 +352,9 @@ impl Timers {
     }
 
     /// Takes a timer out of the queue, so that arming timers again and again does not fill it.
-    fn take_out(&self, pid: i32, id: i32, timer: &Timer) {
+    fn take_out(&self, whose: Key, id: i32, timer: &Timer) {
         if let Some(at) = timer.due {
-            lock(&self.queue).remove(&Due { at, pid, id, generation: timer.generation });
+            lock(&self.queue).remove(&Due { at, whose, id, generation: timer.generation });
         }
     }
 
@@ -364,14 +367,14 @@ impl Timers {
         let timer = timers.timers.get_mut(&id)?;
         let now = count(process, timer.counts).unwrap_or(0);
         let old = left(timer, now);
-        self.take_out(process.pid, id, timer);
+        self.take_out(process.key(), id, timer);
         timer.generation = generation;
         timer.due = None;
         timer.interval = interval;
         timer.overrun = 0;
         timer.deadline = (value != 0).then(|| if absolute { value } else { now.saturating_add(value) });
         if let Some(deadline) = timer.deadline {
-            timer.due = Some(self.push(process.pid, id, generation, deadline.saturating_sub(now), timer.counts));
+            timer.due = Some(self.push(process.key(), id, generation, deadline.saturating_sub(now), timer.counts));
         }
         Some(old)
     }
@@ -386,7 +389,7 @@ impl Timers {
     /// Deletes a timer; `false` if there is none.
     pub fn delete(&self, process: &Process, id: i32) -> bool {
         let removed = lock(&process.timers).timers.remove(&id);
-        removed.inspect(|timer| self.take_out(process.pid, id, timer)).is_some()
+        removed.inspect(|timer| self.take_out(process.key(), id, timer)).is_some()
     }
 
     /// Deletes the POSIX timers (`exec`).
@@ -394,7 +397,7 @@ impl Timers {
         lock(&process.timers).timers.retain(|&id, timer| {
             let stays = id < 0;
             if !stays {
-                self.take_out(process.pid, id, timer);
+                self.take_out(process.key(), id, timer);
             }
             stays
         });
@@ -406,7 +409,7 @@ impl Timers {
         timers.generation += 1;
         let generation = timers.generation;
         for (&id, timer) in &mut timers.timers {
-            self.take_out(process.pid, id, timer);
+            self.take_out(process.key(), id, timer);
             timer.due = None;
             timer.generation = generation;
         }
@@ -423,7 +426,7 @@ impl Timers {
             if let (Some(deadline), None) = (timer.deadline, timer.due) {
                 let now = count(process, timer.counts).unwrap_or(0);
                 let wait = deadline.saturating_sub(now);
-                timer.due = Some(self.push(process.pid, id, timer.generation, wait, timer.counts));
+                timer.due = Some(self.push(process.key(), id, timer.generation, wait, timer.counts));
             }
         }
     }
@@ -431,7 +434,7 @@ impl Timers {
     /// The process has ended.
     pub fn forget(&self, process: &Process) {
         for (id, timer) in std::mem::take(&mut *lock(&process.timers)).timers {
-            self.take_out(process.pid, id, &timer);
+            self.take_out(process.key(), id, &timer);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Files of home that are mapped here, kept so that the next program finds their pages.
 
+use super::lent::LentFile;
 use super::object::{PageObject, Source};
 use super::shared::{Origin, SharedPages};
 use crate::wire::op::FileIdentity;
@@ -8,7 +9,6 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
-use std::time::{SystemTime, UNIX_EPOCH};
 use vmm::machine::Machine;
 
 /// Files that are kept though nobody maps them, each with a descriptor.
@@ -23,15 +23,6 @@ fn of_our_own(file: OwnedFd, writable: bool) -> File {
     opened.unwrap_or_else(|_| File::from(file))
 }
 
-/// Whether a file was changed so lately that its times would not tell another change: they are of the
-/// kernel's clock, which ticks every ten milliseconds at worst.
-fn is_fresh(identity: &FileIdentity) -> bool {
-    const TICKS: i64 = 50_000_000;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let now = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
-    (0..TICKS).contains(&now.saturating_sub(identity.changed.max(identity.modified)))
-}
-
 /// The mapped files of a node.
 pub struct FileCache {
     machine: Arc<Machine>,
@@ -40,7 +31,8 @@ pub struct FileCache {
 
 #[derive(Default)]
 struct Files {
-    read: HashMap<FileIdentity, Arc<PageObject>>,
+    /// By number of the home, 0 for this host.
+    read: HashMap<(u32, FileIdentity), Arc<PageObject>>,
     /// By device and inode, and whether they may be written.
     shared: HashMap<(u64, u64, bool), Weak<PageObject>>,
 }
@@ -57,23 +49,30 @@ impl FileCache {
 
     /// The pages of a file in the state that `identity` names; `file` is kept if it is new.
     pub fn read_only(&self, identity: FileIdentity, file: OwnedFd) -> Arc<PageObject> {
-        if is_fresh(&identity) {
+        if identity.is_fresh() {
             // It may change again with the same times.
             let source = Source::File { file: of_our_own(file, false), identity };
             return Arc::new(PageObject::new(self.machine.clone(), source));
         }
+        self.keep((0, identity), || Source::File { file: of_our_own(file, false), identity })
+    }
+
+    /// The same of a file of the host with the number `home`, to which who has it is to be added.
+    pub fn lent(&self, home: u32, identity: FileIdentity, is_fresh: bool) -> Arc<PageObject> {
+        let source = || Source::Lent { file: LentFile::default(), identity };
+        if is_fresh {
+            return Arc::new(PageObject::new(self.machine.clone(), source()));
+        }
+        self.keep((home, identity), source)
+    }
+
+    fn keep(&self, key: (u32, FileIdentity), source: impl FnOnce() -> Source) -> Arc<PageObject> {
         let mut files = self.files();
         if files.read.len() >= KEPT {
             files.read.retain(|_, object| Arc::strong_count(object) > 1);
         }
-        files
-            .read
-            .entry(identity)
-            .or_insert_with(|| {
-                let source = Source::File { file: of_our_own(file, false), identity };
-                Arc::new(PageObject::new(self.machine.clone(), source))
-            })
-            .clone()
+        let new = || Arc::new(PageObject::new(self.machine.clone(), source()));
+        files.read.entry(key).or_insert_with(new).clone()
     }
 
     /// The host's own pages of a file, for shared mappings: all of this node show the same ones.

@@ -6,6 +6,7 @@ pub mod file;
 pub mod gate;
 pub mod image;
 pub mod layout;
+pub mod lent;
 pub mod object;
 mod places;
 pub mod regions;

@@ -1,5 +1,6 @@
 //! Pages that several mappings show: of a file, or of memory that processes share.
 
+use super::lent::LentFile;
 use super::shared::{Origin, SharedPages};
 use crate::wire::op::FileIdentity;
 use std::collections::BTreeMap;
@@ -13,6 +14,9 @@ use vmm::addr::{Frame, PAGE_SIZE};
 use vmm::frames::{AtLimit, Shortage};
 use vmm::machine::Machine;
 use vmm::windows::WindowError;
+
+/// Pages of a file of another host that are fetched at once, at most.
+const AT_ONCE: u64 = 64;
 
 /// Why a page of an object cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +50,13 @@ pub enum Source {
     File {
         /// At home.
         file: File,
+        /// What it was when it was mapped.
+        identity: FileIdentity,
+    },
+    /// A file of another host, likewise.
+    Lent {
+        /// Where its bytes come from.
+        file: LentFile,
         /// What it was when it was mapped.
         identity: FileIdentity,
     },
@@ -97,7 +108,7 @@ impl PageObject {
     /// Which file it is, if it is one.
     pub fn identity(&self) -> Option<&FileIdentity> {
         match &self.source {
-            Source::File { identity, .. } => Some(identity),
+            Source::File { identity, .. } | Source::Lent { identity, .. } => Some(identity),
             Source::Shared(shared) => match shared.origin() {
                 Origin::File(_, identity) => Some(identity),
                 Origin::Segment(_) => None,
@@ -134,6 +145,11 @@ impl PageObject {
         if let Source::Shared(shared) = &self.source { Some(shared) } else { None }
     }
 
+    /// Who lends it, if it is a file of another host.
+    pub fn lent(&self) -> Option<&LentFile> {
+        if let Source::Lent { file, .. } = &self.source { Some(file) } else { None }
+    }
+
     /// The machine whose frames it holds.
     pub fn machine(&self) -> &Arc<Machine> {
         &self.machine.0
@@ -141,7 +157,10 @@ impl PageObject {
 
     /// Bytes of the file as it was when it was mapped, or `None` where there is no end.
     fn size(&self) -> Option<u64> {
-        if let Source::File { identity, .. } = &self.source { Some(identity.size) } else { None }
+        match &self.source {
+            Source::File { identity, .. } | Source::Lent { identity, .. } => Some(identity.size),
+            _ => None,
+        }
     }
 
     /// The frames of those pages in `wanted` that can be had, in order, with one more user each.
@@ -167,10 +186,18 @@ impl PageObject {
                 return Err(ObjectError::BeyondEnd);
             }
         }
+        let asked = wanted.clone();
+        let frames = self.machine.0.frames();
+        let is_short = self.account.is_limited() || frames.free() <= frames.total() / 16;
+        if let Source::Lent { identity, .. } = &self.source
+            && !is_short
+        {
+            // More at once, for the way is long.
+            wanted.start = wanted.start / AT_ONCE * AT_ONCE;
+            wanted.end = wanted.end.next_multiple_of(AT_ONCE).min(identity.size.div_ceil(PAGE_SIZE));
+        }
         let mut pages = self.pages();
         let mut missing: Vec<u64> = wanted.clone().filter(|page| !pages.contains_key(page)).collect();
-        let frames = machine.frames();
-        let is_short = self.account.is_limited() || frames.free() <= frames.total() / 16;
         if matches!(self.source, Source::Zeros) && is_short {
             // More at once would save faults, but takes frames that may not be used.
             missing.retain(|&page| page == needed);
@@ -185,7 +212,7 @@ impl PageObject {
             }
             i += run;
         }
-        let found: Vec<_> = pages.range(wanted).map(|(&page, &frame)| (page, frame)).collect();
+        let found: Vec<_> = pages.range(asked).map(|(&page, &frame)| (page, frame)).collect();
         for &(_, frame) in &found {
             machine.frames().share(frame);
         }
@@ -211,9 +238,17 @@ impl PageObject {
             for _ in 0..count {
                 frames.push(machine.frames().allocate_for(self.account, at_limit)?);
             }
-            if let Source::File { file, .. } = &self.source {
-                let mut buffer = vec![0; count * PAGE_SIZE as usize];
-                let length = read_up_to(file, &mut buffer, first * PAGE_SIZE)?;
+            let mut buffer = Vec::new();
+            let mut read_up_to = |read: &dyn Fn(&mut [u8], u64) -> io::Result<usize>| {
+                buffer = vec![0; count * PAGE_SIZE as usize];
+                read_up_to(read, &mut buffer, first * PAGE_SIZE)
+            };
+            let length = match &self.source {
+                Source::File { file, .. } => Some(read_up_to(&|buffer, at| file.read_at(buffer, at))?),
+                Source::Lent { file, .. } => Some(read_up_to(&|buffer, at| file.read_at(buffer, at))?),
+                _ => None,
+            };
+            if let Some(length) = length {
                 for (chunk, frame) in buffer[..length].chunks(PAGE_SIZE as usize).zip(&frames) {
                     machine.ram().write(frame.address(), chunk);
                 }
@@ -230,10 +265,10 @@ impl PageObject {
     }
 }
 
-fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+fn read_up_to(read: &dyn Fn(&mut [u8], u64) -> io::Result<usize>, buffer: &mut [u8], at: u64) -> io::Result<usize> {
     let mut done = 0;
     while done < buffer.len() {
-        match file.read_at(&mut buffer[done..], at + done as u64) {
+        match read(&mut buffer[done..], at + done as u64) {
             Ok(0) => break,
             Ok(count) => done += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

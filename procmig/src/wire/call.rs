@@ -75,8 +75,9 @@ pub struct ReplyHeader {
     /// (or, as `SIGPIPE` and `SIGXFSZ`, for this very thread: `si_code` is then `SI_KERNEL`
     /// or `SI_USER`) before the call returned, and that must be seen before it returns in the guest.
     pub signals: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// How many signals the deputy has sent on the control connection so far, modulo 2^32: between hosts, where
+    /// the two connections may overtake each other, the node takes them first where it matters.
+    pub relayed: u32,
 }
 
 impl RequestHeader {
@@ -123,7 +124,7 @@ impl ReplyHeader {
         bytes[4..8].copy_from_slice(&self.length.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.ret.to_le_bytes());
         bytes[16..20].copy_from_slice(&self.signals.to_le_bytes());
-        bytes[20..24].copy_from_slice(&self.reserved.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.relayed.to_le_bytes());
         bytes
     }
 
@@ -135,7 +136,7 @@ impl ReplyHeader {
             length: word(4),
             ret: i64::from_le_bytes(bytes[8..16].try_into().expect("8 bytes")),
             signals: word(16),
-            reserved: word(20),
+            relayed: word(20),
         }
     }
 }

@@ -6,18 +6,22 @@
 //! connection: the node sends [`ToDeputy`], the deputy sends [`ToNode`]. Any other request is
 //! answered by one [`NodeReply`], and the next may follow.
 
+use super::bytes::Bytes;
 use super::call::SIGINFO_SIZE;
+use super::sealed::StreamKeys;
 use super::usage::Usage;
 use crate::migration::record::{Event, Record};
 use crate::migration::wire::{Offer, Ticket};
 use serde::{Deserialize, Serialize};
 
 /// Version of these protocols; peers must agree.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Cap on the frame of a [`NodeRequest`]: the arguments and environment are in it.
 pub const MAX_REQUEST: usize = 8 << 20;
 /// Cap on every other frame.
 pub const MAX_MESSAGE: usize = 1 << 20;
+/// Most bytes of one [`ToDeputy::Read`].
+pub const MAX_READ: u32 = 512 << 10;
 
 /// Asked of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +54,20 @@ pub enum NodeRequest {
         /// Kill the guests.
         force: bool,
     },
+    /// From `skeind`: a connection with another host, which the message passes, is the [link](super::link) of a
+    /// program of that host. The connection with the node stays open until the link ends; nothing more is said on it.
+    Link(Box<Link>),
+}
+
+/// What a node must know of the link of a program of another host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// The link's keys.
+    pub keys: StreamKeys,
+    /// Identifier of the program's home.
+    pub home: [u8; 16],
+    /// Its name.
+    pub home_name: String,
 }
 
 /// Where a process is to go, and how.
@@ -85,6 +103,8 @@ pub struct Attach {
     pub version: u32,
     /// The deputy's PID, which is the process's.
     pub pid: i32,
+    /// The deputy's parent.
+    pub parent: i32,
     /// The program, found in `PATH` already; may be relative to the deputy's directory.
     pub program: Vec<u8>,
     /// Arguments, the first is argument 0.
@@ -189,6 +209,8 @@ pub struct ProcessStatus {
     pub state: char,
     /// User ID.
     pub uid: u32,
+    /// Name of its home, if that is another host.
+    pub home: Option<String>,
 }
 
 /// From the node to a deputy's control connection.
@@ -217,6 +239,28 @@ pub enum ToDeputy {
     /// Give the process to the node with this socket, where it has arrived. Answered by [`ToNode::Moved`] or
     /// [`ToNode::Kept`]: it is this node's until then.
     Commit(Box<Commit>),
+    /// Send bytes of a file that the deputy has lent ([`LentFile`](super::op::LentFile)). Answered by
+    /// [`ToNode::Bytes`].
+    Read {
+        /// Names the answer.
+        tag: u32,
+        /// Which file.
+        file: u32,
+        /// From here.
+        offset: u64,
+        /// At most so many, and at most [`MAX_READ`].
+        length: u32,
+    },
+    /// A file that was lent is no longer used.
+    GiveBack {
+        /// Which.
+        file: u32,
+    },
+    /// Answered by [`ToNode::Awake`], unless the deputy is stopped.
+    AreYouAwake {
+        /// For the answer.
+        round: u32,
+    },
 }
 
 /// What a deputy must know to give a process to another node.
@@ -260,6 +304,18 @@ pub enum ToNode {
     Run {
         /// The same.
         epoch: u32,
+    },
+    /// To [`ToDeputy::Read`].
+    Bytes {
+        /// As asked.
+        tag: u32,
+        /// As many as there are, or `errno`.
+        result: Result<Bytes, i32>,
+    },
+    /// To [`ToDeputy::AreYouAwake`].
+    Awake {
+        /// As asked.
+        round: u32,
     },
 }
 

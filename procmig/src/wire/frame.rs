@@ -130,3 +130,38 @@ pub fn receive_with_descriptors_once(
     }
     Ok(message.bytes)
 }
+
+/// As [`send`], on any stream.
+///
+/// # Errors
+/// [`FrameError::Io`] if it fails.
+pub fn write_to<T: Serialize>(stream: &mut impl Write, message: &T) -> Result<(), FrameError> {
+    Ok(stream.write_all(&encode(message)?)?)
+}
+
+/// As [`receive`], from any stream. Room is made as bytes come, not as they are claimed.
+///
+/// # Errors
+/// As [`receive`].
+pub fn read_from<T: DeserializeOwned>(stream: &mut impl Read, cap: usize) -> Result<T, FrameError> {
+    let mut head = [0; 4];
+    let got = loop {
+        match stream.read(&mut head) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            got => break got?,
+        }
+    };
+    if got == 0 {
+        return Err(FrameError::Closed);
+    }
+    stream.read_exact(&mut head[got..])?;
+    let length = u32::from_le_bytes(head) as usize;
+    if length > cap {
+        return Err(FrameError::TooLong { claimed: length, cap });
+    }
+    let mut bytes = Vec::with_capacity(length.min(64 << 10));
+    if stream.take(length as u64).read_to_end(&mut bytes)? < length {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
+    postcard::from_bytes(&bytes).map_err(FrameError::Malformed)
+}

@@ -5,12 +5,18 @@
 //! answers it: one request at a time, one write each way. The control connection carries what is
 //! not an answer: signals that reached the deputy, cancellations, trace lines.
 //!
+//! A guest of another host has a [link](link) with its home, and its connections are sealed TCP instead
+//! ([`stream`]); these pass no descriptors.
+//!
 //! All of it is read as hostile input: lengths are capped before anything is allocated.
 
+pub mod bytes;
 pub mod call;
 pub mod control;
 pub mod file_kind;
 pub mod frame;
+pub mod link;
 pub mod op;
 pub mod sealed;
+pub mod stream;
 pub mod usage;

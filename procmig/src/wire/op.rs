@@ -1,7 +1,13 @@
 //! Operations that a node asks of a deputy and that are no system call of their own.
+//!
+//! Between hosts no descriptors are passed. In the place of connections the payload is their identifiers
+//! ([`ConnectionId`](super::link::ConnectionId)), in an array: the deputy opens them. Files are lent: behind the
+//! payload's value is a [`LentFile`].
 
+use super::bytes::Bytes;
 use super::usage::Usage;
 use serde::{Deserialize, Serialize};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What a node asks of the deputy's thread that serves the connection. The reply's `ret` is the
 /// result or `-errno`; its payload is the postcard encoding of the type named here, if any.
@@ -143,6 +149,31 @@ pub struct FileIdentity {
     pub changed: i64,
     /// `st_mode`
     pub mode: u32,
+}
+
+impl FileIdentity {
+    /// Whether the file was changed so lately that its times would not tell another change: they are of the
+    /// kernel's clock, which ticks every ten milliseconds at worst. To be asked where the file is.
+    pub fn is_fresh(&self) -> bool {
+        const TICKS: i64 = 50_000_000;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
+        (0..TICKS).contains(&now.saturating_sub(self.changed.max(self.modified)))
+    }
+}
+
+/// A file that the deputy keeps open for a node of another host, which reads it by
+/// [`ToDeputy::Read`](super::control::ToDeputy::Read). The deputies of children have it too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LentFile {
+    /// Names it.
+    pub file: u32,
+    /// It was changed so lately that its times would not tell another change.
+    pub is_fresh: bool,
+    /// Its path, for `/proc/self/maps`.
+    pub path: Vec<u8>,
+    /// Its first bytes, where it is to be executed.
+    pub head: Bytes,
 }
 
 /// A System V segment that the deputy has attached.

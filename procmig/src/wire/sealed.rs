@@ -47,6 +47,11 @@ impl Cipher {
             Self::ChaCha20Poly1305 => &aead::CHACHA20_POLY1305,
         }
     }
+
+    /// Bytes of a key.
+    pub fn key_length(self) -> usize {
+        self.algorithm().key_len()
+    }
 }
 
 /// The keys of one direction.
@@ -175,6 +180,17 @@ impl Sealer {
         Ok(())
     }
 
+    /// Seals bytes, to be sent by the caller before anything else is: appends their records to `to`.
+    ///
+    /// # Errors
+    /// If there were too many records.
+    pub fn seal_to(&mut self, bytes: &[u8], to: &mut Vec<u8>) -> io::Result<()> {
+        self.buffer.clear();
+        bytes.chunks(MAX_RECORD).try_for_each(|content| self.seal(content, APPLICATION_DATA))?;
+        to.extend_from_slice(&self.buffer);
+        Ok(())
+    }
+
     /// Tells the peer that nothing follows, which it can tell from a connection that was cut.
     ///
     /// # Errors
@@ -234,6 +250,19 @@ impl Opener {
     /// If the socket fails or ends in any other way, or what comes was not sealed by the peer; the connection is of no
     /// use then.
     pub fn receive(&mut self, socket: &mut impl Read, bytes: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.receive_once(socket, bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                received => return received,
+            }
+        }
+    }
+
+    /// The same, but a signal ends the wait, and so does a socket that does not wait: nothing is lost by either.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive), and [`io::ErrorKind::Interrupted`] and [`io::ErrorKind::WouldBlock`].
+    pub fn receive_once(&mut self, socket: &mut impl Read, bytes: &mut [u8]) -> io::Result<usize> {
         while self.ready.is_empty() && !self.ended && !bytes.is_empty() {
             self.open_next(socket)?;
         }
@@ -271,7 +300,6 @@ impl Opener {
             match socket.read(&mut self.buffer[self.raw.end..]) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(got) => self.raw.end += got,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         };

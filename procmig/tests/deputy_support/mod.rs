@@ -70,6 +70,7 @@ pub fn attach() -> Attach {
     Attach {
         version: VERSION,
         pid: 0,
+        parent: 1,
         program: b"/bin/prog".to_vec(),
         argv: vec![b"prog".to_vec()],
         environment: Vec::new(),
@@ -107,7 +108,8 @@ impl Deputy {
                 drop(control);
                 prepare();
                 close_others(&[Some(node.as_raw_fd()), trace.as_ref().map(AsRawFd::as_raw_fd)]);
-                let error = deputy::run(Setup { node, node_name: "n1".into(), attach, trace, reporter: None });
+                let error =
+                    deputy::run(Setup { node: node.into(), node_name: "n1".into(), attach, trace, reporter: None });
                 eprintln!("{error:?}");
                 std::process::abort();
             }
@@ -128,7 +130,7 @@ impl Deputy {
         match self.call.begin_call(nr as u32, &all, 0, &self.memory) {
             Ok(_) => self.call.finish_call(&self.memory),
             Err(procmig::channel::BeginError::Errno(errno)) => {
-                Ok(CallReply { ret: -(errno as i64), signals: Vec::new(), file: None })
+                Ok(CallReply { ret: -(errno as i64), signals: Vec::new(), relayed: 0, file: None })
             }
             Err(procmig::channel::BeginError::Channel(error)) => Err(error),
         }

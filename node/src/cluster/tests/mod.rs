@@ -5,13 +5,19 @@ mod joining;
 mod removal;
 mod strangers;
 
+use super::guests::Nodes;
 use super::membership::{Clock, Membership};
 use super::service::Service;
 use super::store::Store;
 use super::token::Token;
 use super::wire::control::{ClusterReply, ClusterRequest, MemberStatus};
+use super::wire::label::Label;
+use super::wire::message::Load;
 use super::wire::roster::Member;
+use crate::name::NodeName;
+use procmig::wire::control::ProcessStatus;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,6 +31,24 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Runs a test where `skeind` would run its tasks.
 fn run(test: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+}
+
+/// A host without nodes.
+#[derive(Debug)]
+pub(super) struct NoNodes;
+
+impl Nodes for NoNodes {
+    fn connect(&self, _: Option<&NodeName>) -> Result<UnixStream, String> {
+        Err("this host has no nodes".to_owned())
+    }
+
+    fn load(&self) -> Load {
+        Load { per_mille: 0, nodes: Vec::new() }
+    }
+
+    fn guests(&self, _: &Label) -> Vec<(NodeName, ProcessStatus)> {
+        Vec::new()
+    }
 }
 
 /// Directories of hosts, and their common clock.

@@ -7,6 +7,8 @@
 use super::id::KeyId;
 use super::label::Label;
 use super::roster::SignedRoster;
+use crate::name::NodeName;
+use procmig::wire::control::ProcessStatus;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::net::SocketAddr;
 
@@ -18,12 +20,15 @@ pub const MAX_SHORT: usize = 16 << 10;
 pub const MAX_MESSAGE: usize = super::roster::MAX_ROSTER + (64 << 10);
 
 /// What a connection is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Purpose {
     /// Requests and replies between two `skeind`.
     Control,
     /// A sealed stream, served by a thread of its own, on which the opener measures the connection (`probe`).
     Probe,
+    /// A program of the opener's host is to run in a node of the other's: this one, or which it likes. A sealed stream
+    /// between the deputy and the node ([`procmig::wire::link`]).
+    Guest(Option<NodeName>),
 }
 
 /// The first frame of the opener, and of the accepter's [`Greeting::Welcome`].
@@ -62,10 +67,23 @@ pub enum Request {
     /// The sender is reached at other addresses than the roster says. Asked of the authority, answered by
     /// [`Reply::Done`].
     Moved(Vec<SocketAddr>),
+    /// Answered by [`Reply::Load`].
+    Load,
+    /// What runs for the sender's host. Answered by [`Reply::Guests`].
+    Guests,
+}
+
+/// How busy a host is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Threads that run or could, in thousandths of its processors.
+    pub per_mille: u32,
+    /// Its nodes.
+    pub nodes: Vec<NodeName>,
 }
 
 /// Answers a [`Request`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
     /// It was not done; a sentence says why.
     Refused(String),
@@ -73,6 +91,10 @@ pub enum Reply {
     Done,
     /// To [`Request::Members`].
     Roster(SignedRoster),
+    /// To [`Request::Load`].
+    Load(Load),
+    /// To [`Request::Guests`].
+    Guests(Vec<(NodeName, ProcessStatus)>),
 }
 
 /// Asked by a host that wants to become a member, on a connection on which only the cluster has shown a

@@ -127,7 +127,7 @@ fn find(guest: &GuestThread, path: &[u8]) -> Option<Target> {
     let process = match meant.whose {
         Whose::Own | Whose::OwnThread => guest.process.clone(),
         Whose::Process(pid) if pid == guest.process.pid => guest.process.clone(),
-        Whose::Process(pid) => guest.kernel().process(pid)?,
+        Whose::Process(pid) => guest.kernel().process_of(guest.process.home(), pid)?,
     };
     let thread = match (meant.whose, meant.thread) {
         // A thread that is not there is not found at home either, or is none of the guest's.

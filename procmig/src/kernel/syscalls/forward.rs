@@ -114,6 +114,7 @@ fn perform(
         Ok(reply) => {
             if calls::raises_signals(nr) {
                 guest.kernel().relay.drain(&guest.process);
+                guest.process.await_signals(reply.relayed);
             }
             post_signals(guest, &reply.signals);
             let interrupted = reply.ret == failure(Errno::EINTR);

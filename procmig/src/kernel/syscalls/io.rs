@@ -225,7 +225,7 @@ pub fn open(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u32, args: &[u64; 6]
 /// Whether the node may act for the process: it has the rights of the same user.
 pub fn may_take_over(process: &Process) -> bool {
     let user = lock(&process.identity).ids.euid;
-    user == nix::unistd::geteuid().as_raw()
+    !process.is_remote() && user == nix::unistd::geteuid().as_raw()
 }
 
 /// The file of a descriptor that is here, or that the deputy hands over.

@@ -7,7 +7,7 @@ use crate::mm::object::PageObject;
 use crate::mm::space::shared_memory;
 use crate::mm::{AddressSpace, Backing, MapRequest, Protection, RegionFlags, RemapPlace};
 use crate::usermem::UserMemory;
-use crate::wire::op::{FileIdentity, Op};
+use crate::wire::op::{FileIdentity, LentFile, Op};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use std::fs::File;
@@ -104,6 +104,9 @@ fn map_file(
     if reply.ret < 0 {
         return Err(Errno::from_raw(-reply.ret as i32));
     }
+    if guest.process.is_remote() {
+        return map_lent(guest, &reply.payload, offset, shared, request);
+    }
     let file = File::from(reply.descriptors.pop().ok_or(Errno::EBADF)?);
     let identity: FileIdentity = postcard::from_bytes(&reply.payload).map_err(|_| Errno::EIO)?;
     // Another thread may have put another file in the descriptor's place before it was sent.
@@ -128,6 +131,29 @@ fn map_file(
         guest.kernel().files.read_only(identity, file)
     };
     request.backing = Backing::Object { object, offset };
+    Ok(())
+}
+
+/// Maps a file of another host, which the deputy has lent.
+fn map_lent(
+    guest: &GuestThread,
+    payload: &[u8],
+    offset: u64,
+    shared: bool,
+    request: &mut MapRequest,
+) -> Result<(), Errno> {
+    let (identity, rest): (FileIdentity, _) = postcard::take_from_bytes(payload).map_err(|_| Errno::EIO)?;
+    if identity.mode & libc::S_IFMT == libc::S_IFCHR {
+        if shared {
+            share_zeros(guest, request);
+        }
+        return Ok(());
+    }
+    let lent: LentFile = postcard::from_bytes(rest).map_err(|_| Errno::EIO)?;
+    request.name = String::from_utf8_lossy(&lent.path).into_owned().into();
+    // It shows the file as it was; so nobody may come to write it.
+    request.flags.set(RegionFlags::NO_WRITE, shared);
+    request.backing = Backing::Object { object: guest.process.lent_pages(identity, &lent), offset };
     Ok(())
 }
 

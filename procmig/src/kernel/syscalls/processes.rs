@@ -1,7 +1,7 @@
 //! Threads and processes: their making, their new programs, their end.
 
 use super::{CallResult, Outcome};
-use crate::channel::CallChannel;
+use crate::channel::{CallChannel, OpReply};
 use crate::kernel::deliver::RestartKind;
 use crate::kernel::group::Permit;
 use crate::kernel::guest::{GuestThread, Start, failure};
@@ -12,9 +12,10 @@ use crate::kernel::thread::ThreadSignals;
 use crate::signal::altstack::AltStack;
 use crate::signal::pending::PendingSignals;
 use crate::usermem::UserMemory;
+use crate::wire::link::ConnectionId;
 use crate::wire::op::Op;
+use crate::wire::stream::Stream;
 use nix::errno::Errno;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -165,8 +166,16 @@ fn start(cpu: &UserCpu, request: Request) -> Result<Start, Errno> {
     Ok(Start { regs, bases: (fs, gs), fpu, child_tid })
 }
 
-fn stream(descriptor: OwnedFd) -> UnixStream {
-    UnixStream::from(descriptor)
+/// The connections that a reply brings: as descriptors, or by name where the deputy is at another host.
+fn connections<const N: usize>(guest: &GuestThread, reply: OpReply) -> Option<[Stream; N]> {
+    let streams: Vec<Stream> = match guest.process.group.link() {
+        None => reply.descriptors.into_iter().map(|one| UnixStream::from(one).into()).collect(),
+        Some(link) => {
+            let names: Vec<ConnectionId> = postcard::from_bytes(&reply.payload).ok()?;
+            names.iter().take(N).map(|name| link.take(name)).collect::<Option<_>>()?
+        }
+    };
+    streams.try_into().ok()
 }
 
 fn new_thread(guest: &mut GuestThread, cpu: &mut UserCpu, request: Request, permit: Permit) -> CallResult {
@@ -174,9 +183,9 @@ fn new_thread(guest: &mut GuestThread, cpu: &mut UserCpu, request: Request, perm
     let worker = worker(guest)?;
     let reply = guest.op(&Op::NewThread);
     let (tid, channel) = match reply {
-        Ok(mut reply) if reply.ret > 0 => match reply.descriptors.pop() {
-            Some(descriptor) => (reply.ret as i32, CallChannel::new(stream(descriptor))),
-            None => {
+        Ok(reply) if reply.ret > 0 => match (reply.ret as i32, connections(guest, reply)) {
+            (tid, Some([call])) => (tid, CallChannel::over(call)),
+            (_, None) => {
                 guest.kernel().pool.release(worker);
                 return Err(Errno::EAGAIN);
             }
@@ -257,14 +266,12 @@ fn fork_process(
     let shares_memory = request.flags & CLONE_VM != 0;
     let space = if shares_memory { guest.space.clone() } else { guest.space.fork(cpu)? };
     let ticket = guest.process.descriptors.ticket();
-    let mut reply = guest.op(&Op::Fork).map_err(|_| Errno::EAGAIN)?;
+    let reply = guest.op(&Op::Fork).map_err(|_| Errno::EAGAIN)?;
     if reply.ret < 0 {
         return Err(Errno::from_raw(-reply.ret as i32));
     }
     let pid = reply.ret as i32;
-    let (Some(call), Some(control)) = (reply.descriptors.pop(), reply.descriptors.pop()) else {
-        return Err(Errno::EAGAIN);
-    };
+    let [control, call] = connections(guest, reply).ok_or(Errno::EAGAIN)?;
     let parent = &guest.process;
     let signals = {
         let signals = lock(&parent.signals);
@@ -286,12 +293,16 @@ fn fork_process(
         Some(space.clone()),
         signals,
         identity,
-        Arc::new(stream(control)),
+        control,
         parent.descriptors.inherit(ticket),
         parent.trace,
         parent.group.clone(),
     );
+    child.inherit_lent(parent);
     guest.kernel().enter(&child)?;
+    if child.group.link().is_some_and(|link| link.has_ended()) {
+        child.begin_exit(Ending::Lost);
+    }
     if let Err(error) = guest.kernel().relay.add(&child) {
         tracing::error!(%error, "a deputy's control connection");
         guest.kernel().leave(&child);
@@ -301,7 +312,7 @@ fn fork_process(
     // A vfork child keeps the alternate stack, any other that shares memory would collide on it.
     let altstack = if shares_memory && request.flags & CLONE_VFORK == 0 { AltStack::default() } else { own.altstack };
     let signals = ThreadSignals { mask: own.mask, altstack, ..ThreadSignals::default() };
-    let channel = CallChannel::new(stream(call));
+    let channel = CallChannel::over(call);
     let thread = GuestThread::enter(&child, pid, signals, worker, channel, space, permit).ok_or(Errno::EAGAIN)?;
     if request.flags & CLONE_CHILD_CLEARTID != 0 {
         thread.thread.clear_tid.store(request.child_tid, Ordering::Relaxed);

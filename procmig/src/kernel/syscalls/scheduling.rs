@@ -52,7 +52,9 @@ fn target(guest: &GuestThread, tid: i32) -> Option<Arc<Thread>> {
     if tid == 0 {
         return Some(guest.thread.clone());
     }
-    guest.process.thread(tid).or_else(|| guest.kernel().processes().iter().find_map(|process| process.thread(tid)))
+    let home = guest.process.home();
+    let others = || guest.kernel().processes().into_iter().filter(move |process| process.home() == home);
+    guest.process.thread(tid).or_else(|| others().find_map(|process| process.thread(tid)))
 }
 
 /// Real-time policies are refused: what runs here is a share of a machine, not the machine.

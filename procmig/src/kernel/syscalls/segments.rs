@@ -36,6 +36,10 @@ pub fn shmat(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Out
     if address == 0 && remap {
         return Err(Errno::EINVAL).into();
     }
+    if guest.process.is_remote() {
+        // It is memory of another machine.
+        return refuse(guest, libc::SYS_shmat as u64, Errno::ENOSYS);
+    }
     let Ok(reply) = guest.op(&Op::AttachSegment { id, flags }) else { return Outcome::End };
     if reply.ret < 0 {
         return Outcome::Return(reply.ret);

@@ -35,7 +35,9 @@ fn cpu_clock(guest: &GuestThread, clock: i32) -> Result<Counts, Errno> {
         0 if per_thread => Ok(Counts::ThreadCpu(guest.thread.tid())),
         0 => Ok(Counts::ProcessCpu(guest.process.pid)),
         tid if per_thread => guest.process.thread(tid).map(|_| Counts::ThreadCpu(tid)).ok_or(Errno::EINVAL),
-        pid => guest.kernel().process(pid).map(|_| Counts::ProcessCpu(pid)).ok_or(Errno::EINVAL),
+        pid => {
+            guest.kernel().process_of(guest.process.home(), pid).map(|_| Counts::ProcessCpu(pid)).ok_or(Errno::EINVAL)
+        }
     }
 }
 

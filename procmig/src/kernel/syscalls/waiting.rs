@@ -37,7 +37,8 @@ pub fn wait(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u32, args: &[u64; 6]
         _ => return outcome,
     };
     let kernel = guest.kernel().clone();
-    if let Some(process) = kernel.process(child)
+    let home = guest.process.home();
+    if let Some(process) = kernel.process_of(home, child)
         && has_ended(guest, cpu, nr, args)
     {
         // Its deputy was killed, and the news of that is still on its way here. What it had open must
@@ -45,7 +46,9 @@ pub fn wait(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u32, args: &[u64; 6]
         process.begin_exit(Ending::Lost);
         process.wait_until_left(LINGER);
     }
-    let Some(used) = (if reaps { kernel.take_usage(child) } else { kernel.usage(child) }) else { return outcome };
+    let Some(used) = (if reaps { kernel.take_usage(home, child) } else { kernel.usage(home, child) }) else {
+        return outcome;
+    };
     if reaps {
         lock(&guest.process.counters.children).add(&used);
     }

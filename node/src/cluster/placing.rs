@@ -1,0 +1,130 @@
+//! Where programs of this host run: here, or on another host.
+
+use super::contact;
+use super::link::Handed;
+use super::service::{Service, ServiceError};
+use super::wire::id::KeyId;
+use super::wire::label::Label;
+use super::wire::message::Purpose;
+use super::wire::roster::Member;
+use crate::name::NodeName;
+use procmig::wire::control::ProcessStatus;
+use std::sync::{Arc, PoisonError};
+
+/// Where a program is to run.
+#[derive(Debug)]
+pub enum Chosen {
+    /// In a node of this host: this one, or which it likes.
+    Here(Option<NodeName>),
+    /// In a node of another host.
+    There(Member, Option<NodeName>),
+}
+
+/// The link of a program that runs elsewhere; to be kept as long as the program uses it.
+#[derive(Debug)]
+pub struct Away {
+    /// The other host.
+    pub host: Label,
+    /// The connection.
+    pub handed: Handed,
+    /// Counts it.
+    _count: Count,
+}
+
+/// Counts a program of this host that runs on another.
+#[derive(Debug)]
+struct Count(Arc<Service>, KeyId);
+
+impl Drop for Count {
+    fn drop(&mut self) {
+        let mut elsewhere = self.0.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = elsewhere.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                elsewhere.remove(&self.1);
+            }
+        }
+    }
+}
+
+impl Service {
+    /// What a user means by `HOST`, `NODE` or `HOST/NODE`; `here` says whether this host has a node of this name.
+    ///
+    /// # Errors
+    /// A sentence that says what to do.
+    pub async fn choose(&self, text: &str, here: impl Fn(&NodeName) -> bool) -> Result<Chosen, String> {
+        let shown: String = text.chars().filter(|c| !c.is_control()).take(128).collect();
+        let (host, node) = match text.split_once('/') {
+            Some((host, node)) => (host, Some(node.parse::<NodeName>().map_err(|error| format!("{shown}: {error}"))?)),
+            None => (text, None),
+        };
+        if node.is_none()
+            && let Ok(node) = text.parse::<NodeName>()
+            && here(&node)
+        {
+            return Ok(Chosen::Here(Some(node)));
+        }
+        let membership = self.membership().map_err(|error| match error {
+            ServiceError::NoMember => format!("there is no node {shown} here, and {error}"),
+            error => crate::hostd::registry::chain(&error),
+        })?;
+        let roster = membership.roster();
+        match roster.find(host) {
+            Ok(member) if member.id == membership.id => return Ok(Chosen::Here(node)),
+            Ok(member) => return Ok(Chosen::There(member.clone(), node)),
+            Err(error) if node.is_some() => return Err(error.to_string()),
+            Err(_) => {}
+        }
+        // A node of another host, if there is one and no more.
+        let mut found = Vec::new();
+        for (member, load) in contact::loads(&membership).await {
+            found
+                .extend(load.nodes.into_iter().filter(|node| node.as_str() == text).map(|node| (member.clone(), node)));
+        }
+        match &found[..] {
+            [(member, node)] => Ok(Chosen::There(member.clone(), Some(node.clone()))),
+            [] => {
+                Err(format!("there is no host or node {shown}; see: skein cluster ls, and on each host: skein node ls"))
+            }
+            several => {
+                let hosts: Vec<_> = several.iter().map(|(member, node)| format!("{}/{node}", member.name)).collect();
+                Err(format!("several hosts have a node {shown}; say which: {}", hosts.join(", ")))
+            }
+        }
+    }
+
+    /// The host that is least busy: this one, unless another is less so.
+    pub async fn best(&self) -> Chosen {
+        let Ok(membership) = self.membership() else { return Chosen::Here(None) };
+        let nodes = self.nodes.clone();
+        let own = tokio::task::spawn_blocking(move || nodes.load().per_mille);
+        let mut loads = contact::loads(&membership).await;
+        let own = own.await.unwrap_or(u32::MAX);
+        loads.sort_by_key(|(_, load)| load.per_mille);
+        match loads.into_iter().next() {
+            Some((member, load)) if load.per_mille < own => Chosen::There(member, None),
+            _ => Chosen::Here(None),
+        }
+    }
+
+    /// Opens the link of a program that is to run on another host.
+    ///
+    /// # Errors
+    /// A sentence that says what to do.
+    pub async fn open_link(self: &Arc<Self>, member: &Member, node: Option<NodeName>) -> Result<Away, String> {
+        let membership = self.membership().map_err(|error| crate::hostd::registry::chain(&error))?;
+        let host = member.name.clone();
+        let opened = contact::connect(&membership, member, Purpose::Guest(node)).await;
+        let handed = opened.and_then(|(link, _, _)| link.hand_over()).map_err(|why| format!("{host}: {why}"))?;
+        *self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner).entry(member.id).or_default() += 1;
+        Ok(Away { host, handed, _count: Count(self.clone(), member.id) })
+    }
+
+    /// What runs for this host on others.
+    pub async fn guests_elsewhere(&self) -> Vec<(Label, NodeName, ProcessStatus)> {
+        let Ok(membership) = self.membership() else { return Vec::new() };
+        let on: Vec<KeyId> = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
+        let on = membership.others().into_iter().filter(|member| on.contains(&member.id)).collect();
+        contact::guests(&membership, on).await
+    }
+}

@@ -1,0 +1,284 @@
+//! Links with the homes of guests of other hosts, and the connections that come over the network for them.
+//!
+//! See [`crate::wire::link`]. The node listens on a port of each address at which it was reached, from the first
+//! link on. Who connects and has no link's secret gets nothing, not a byte.
+
+use super::process::Ending;
+use super::start::StartError;
+use super::{Kernel, lock};
+use crate::wire::control::{self, MAX_REQUEST, VERSION};
+use crate::wire::frame::{self, FrameError};
+use crate::wire::link::{ConnectionId, GREETING, LinkId, LinkReply, LinkSecret, PREFIX, RemoteAttach, Side, random};
+use crate::wire::sealed::{Opener, Sealer};
+use crate::wire::stream::{Sealed, Stream, prepare};
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+/// How long a connection may take until it has shown that it knows its link's secret.
+const GREETING_TIME: Duration = Duration::from_secs(5);
+/// How long a connection that was named may take to come, and one that has come to be named.
+const ARRIVAL: Duration = Duration::from_secs(10);
+/// Most connections that have not shown it yet, in all and from one address.
+const MOST_STRANGERS: usize = 256;
+const MOST_FROM_ONE: usize = 64;
+/// Most connections of a link that wait to be named.
+const MOST_UNNAMED: usize = 1024;
+/// Most links.
+const MOST_LINKS: usize = 4096;
+/// Why a link came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// It failed.
+    #[error("a link with another host failed")]
+    Io(#[from] io::Error),
+    /// What came over it was wrong.
+    #[error("a link with another host was used wrongly")]
+    Frame(#[from] FrameError),
+    /// Keys that are none.
+    #[error(transparent)]
+    Keys(#[from] crate::wire::sealed::BadKeys),
+    /// The deputy's connections did not come.
+    #[error("the connections of a process of another host did not come")]
+    NotCome,
+    /// The process could not be started.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// Another host whose programs run here.
+#[derive(Debug)]
+pub struct Home {
+    /// Tells it from others in this node; 0 is this host.
+    pub number: u32,
+    /// Its name.
+    pub name: String,
+}
+
+/// The link of a program of another host.
+#[derive(Debug)]
+pub struct Link {
+    /// The program's home.
+    pub home: Arc<Home>,
+    id: LinkId,
+    secret: LinkSecret,
+    come: Mutex<HashMap<ConnectionId, (Stream, Instant)>>,
+    changed: Condvar,
+    has_ended: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    homes: HashMap<[u8; 16], Arc<Home>>,
+    open: HashMap<LinkId, Arc<Link>>,
+    ports: HashMap<IpAddr, u16>,
+    strangers: HashMap<IpAddr, usize>,
+}
+
+/// All links of a node.
+#[derive(Debug, Default)]
+pub struct Links(Mutex<State>);
+
+impl Link {
+    /// The connection of this name, which the deputy has opened; it may not have come yet.
+    pub fn take(&self, connection: &ConnectionId) -> Option<Stream> {
+        let come = lock(&self.come);
+        let waits = |come: &mut HashMap<_, _>| !come.contains_key(connection) && !self.has_ended();
+        let wait = self.changed.wait_timeout_while(come, ARRIVAL, waits);
+        let (mut come, _) = wait.unwrap_or_else(std::sync::PoisonError::into_inner);
+        come.remove(connection).map(|(stream, _)| stream)
+    }
+
+    fn bring(&self, connection: ConnectionId, stream: Stream) {
+        let mut come = lock(&self.come);
+        come.retain(|_, (_, since)| since.elapsed() < ARRIVAL);
+        if !self.has_ended() && come.len() < MOST_UNNAMED {
+            come.entry(connection).or_insert((stream, Instant::now()));
+            self.changed.notify_all();
+        }
+    }
+
+    /// Whether it has ended, and with it all its processes.
+    pub fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::SeqCst)
+    }
+}
+
+/// A socket that is read until a moment and no longer, however slowly its bytes drip.
+struct Until<'a>(&'a TcpStream, Instant);
+
+impl Read for Until<'_> {
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        let left = self.1.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.0.set_read_timeout(Some(left))?;
+        self.0.read(room)
+    }
+}
+
+/// Someone who has not shown yet that it knows a link's secret.
+struct Stranger<'a>(&'a Links, IpAddr);
+
+impl Drop for Stranger<'_> {
+    fn drop(&mut self) {
+        let strangers = &mut lock(&self.0.0).strangers;
+        if let Some(count) = strangers.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                strangers.remove(&self.1);
+            }
+        }
+    }
+}
+
+impl Links {
+    fn admit(&self, from: IpAddr) -> Option<Stranger<'_>> {
+        let strangers = &mut lock(&self.0).strangers;
+        let count = strangers.values().sum::<usize>();
+        let from_there = strangers.entry(from).or_default();
+        if count >= MOST_STRANGERS || *from_there >= MOST_FROM_ONE {
+            return None;
+        }
+        *from_there += 1;
+        Some(Stranger(self, from))
+    }
+
+    fn open(&self, about: &control::Link) -> io::Result<Arc<Link>> {
+        let secret = LinkSecret::new(&about.keys, Side::Node);
+        let id = random()?;
+        let state = &mut *lock(&self.0);
+        if state.open.len() >= MOST_LINKS {
+            return Err(io::Error::other("too many programs of other hosts run here"));
+        }
+        let number = state.homes.len() as u32 + 1;
+        let new = || Arc::new(Home { number, name: about.home_name.clone() });
+        let home = state.homes.entry(about.home).or_insert_with(new).clone();
+        let link = Arc::new(Link {
+            home,
+            id,
+            secret,
+            come: Mutex::default(),
+            changed: Condvar::new(),
+            has_ended: AtomicBool::new(false),
+        });
+        state.open.insert(id, link.clone());
+        Ok(link)
+    }
+
+    fn find(&self, id: &LinkId) -> Option<Arc<Link>> {
+        lock(&self.0).open.get(id).cloned()
+    }
+
+    /// Reads what a connection begins with, and keeps it for the process that it is for.
+    fn greet(&self, socket: TcpStream) -> Result<(), LinkError> {
+        prepare(&socket)?;
+        let mut until = Until(&socket, Instant::now() + GREETING_TIME);
+        let mut prefix = [0; PREFIX];
+        until.read_exact(&mut prefix)?;
+        let (id, connection) = prefix.split_at(PREFIX / 2);
+        let connection: ConnectionId = connection.try_into().map_err(|_| LinkError::NotCome)?;
+        let link = id.try_into().ok().and_then(|id| self.find(id)).ok_or(LinkError::NotCome)?;
+        let keys = link.secret.keys(&connection, Side::Node);
+        let mut opener = Opener::new(keys.receive)?;
+        let mut greeting = [0; GREETING.len() + 1];
+        let count = opener.receive(&mut until, &mut greeting)?;
+        if greeting[..count] != *GREETING {
+            return Err(LinkError::NotCome);
+        }
+        socket.set_read_timeout(None)?;
+        let sealed = Sealed::new(socket, Sealer::new(keys.send)?, opener);
+        link.bring(connection, sealed.into());
+        Ok(())
+    }
+}
+
+impl Kernel {
+    /// The port at which deputies reach the node by one of the host's addresses.
+    fn port_at(self: &Arc<Self>, address: IpAddr) -> io::Result<u16> {
+        let ports = &mut lock(&self.links.0).ports;
+        if let Some(&port) = ports.get(&address) {
+            return Ok(port);
+        }
+        let listener = TcpListener::bind(SocketAddr::new(address, 0))?;
+        let port = listener.local_addr()?.port();
+        let kernel = self.clone();
+        std::thread::Builder::new().name("listen".into()).stack_size(256 << 10).spawn(move || {
+            kernel.listen(&listener);
+        })?;
+        ports.insert(address, port);
+        Ok(port)
+    }
+
+    fn listen(self: &Arc<Self>, listener: &TcpListener) {
+        loop {
+            let (socket, from) = match listener.accept() {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection from another host could not be accepted");
+                    // Mostly descriptors: others will be closed.
+                    std::thread::sleep(Duration::from_millis(50));
+                    continue;
+                }
+            };
+            let kernel = self.clone();
+            let spawned = std::thread::Builder::new().name("greet".into()).stack_size(256 << 10).spawn(move || {
+                let Some(_stranger) = kernel.links.admit(from.ip()) else { return };
+                if let Err(error) = kernel.links.greet(socket) {
+                    tracing::warn!(%from, error = %crate::chain(&error), "a connection from another host was refused");
+                }
+            });
+            if let Err(error) = spawned {
+                tracing::warn!(%error, "no thread for a connection");
+            }
+        }
+    }
+
+    /// Serves a link: runs the program that its deputy asks for, and ends what is left of it when the link ends.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub fn serve_link(self: &Arc<Self>, about: &control::Link, socket: TcpStream) -> Result<(), LinkError> {
+        prepare(&socket)?;
+        socket.set_read_timeout(Some(ARRIVAL))?;
+        let link = self.links.open(about)?;
+        let mut stream = Stream::from(Sealed::with_keys(socket.try_clone()?, about.keys.clone())?);
+        let begun = self.begin(&link, &socket, &mut stream);
+        if begun.is_ok() {
+            // Nothing more is said on it; but who ends it, a deputy, a host or the network, ends the program.
+            let ended = socket.set_read_timeout(None).and_then(|()| stream.receive(&mut [0], None));
+            tracing::debug!(home = link.home.name, ?ended, "a link has ended");
+        }
+        self.end_link(&link);
+        begun
+    }
+
+    fn begin(self: &Arc<Self>, link: &Arc<Link>, socket: &TcpStream, stream: &mut Stream) -> Result<(), LinkError> {
+        let RemoteAttach { attach, control, call } = frame::read_from(stream, MAX_REQUEST)?;
+        if attach.version != VERSION {
+            let sentence = format!("this node speaks protocol {VERSION}, the caller {}", attach.version);
+            return Ok(frame::write_to(stream, &LinkReply::Refused(sentence))?);
+        }
+        let port = self.port_at(socket.local_addr()?.ip())?;
+        frame::write_to(stream, &LinkReply::Open { link: link.id, port, node: self.name.clone() })?;
+        let control = link.take(&control).ok_or(LinkError::NotCome)?;
+        let call = link.take(&call).ok_or(LinkError::NotCome)?;
+        Ok(self.start_process(attach, control, call, Some(link.clone()))?)
+    }
+
+    fn end_link(&self, link: &Arc<Link>) {
+        link.has_ended.store(true, Ordering::SeqCst);
+        lock(&link.come).clear();
+        link.changed.notify_all();
+        lock(&self.links.0).open.remove(&link.id);
+        let is_its =
+            |process: &Arc<super::process::Process>| process.group.link().is_some_and(|other| Arc::ptr_eq(other, link));
+        for process in self.processes().into_iter().filter(is_its) {
+            process.begin_exit(Ending::Lost);
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! A connection between a node and a deputy, of which there are two kinds: a Unix stream on the same host, which may
+//! pass descriptors, and sealed TCP between hosts, which may not.
+
+use super::frame;
+use super::sealed::{BadKeys, Opener, SealedStream, Sealer, StreamKeys};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, send, setsockopt, sockopt};
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+/// Seconds without a sign of life after which the kernel asks for one, between two such questions, and how many of
+/// them go unanswered until the connection is given up.
+const SILENCE: (u32, u32, u32) = (5, 2, 5);
+
+/// Has the kernel of this host notice that the other host is gone, as long as nothing is sent: so at least by the
+/// link. There is no limit for what was sent, since a peer that is stopped may leave it unread for long.
+///
+/// # Errors
+/// As `setsockopt(2)`.
+pub fn prepare(socket: &impl AsFd) -> io::Result<()> {
+    let (idle, interval, count) = SILENCE;
+    setsockopt(socket, sockopt::TcpNoDelay, &true)?;
+    setsockopt(socket, sockopt::KeepAlive, &true)?;
+    setsockopt(socket, sockopt::TcpKeepIdle, &idle)?;
+    setsockopt(socket, sockopt::TcpKeepInterval, &interval)?;
+    setsockopt(socket, sockopt::TcpKeepCount, &count)?;
+    Ok(())
+}
+
+/// A connection that one thread uses, both ways.
+#[derive(Debug)]
+pub enum Stream {
+    /// On the same host.
+    Local(UnixStream),
+    /// With another host.
+    Sealed(Box<Sealed>),
+}
+
+/// Sealed TCP.
+#[derive(Debug)]
+pub struct Sealed {
+    socket: TcpStream,
+    sealer: Sealer,
+    opener: Opener,
+}
+
+impl Sealed {
+    /// Goes on with a connection on which as much has been sent and received as the halves say.
+    pub fn new(socket: TcpStream, sealer: Sealer, opener: Opener) -> Self {
+        Self { socket, sealer, opener }
+    }
+
+    /// Over a socket, with its keys.
+    ///
+    /// # Errors
+    /// [`BadKeys`]
+    pub fn with_keys(socket: TcpStream, keys: StreamKeys) -> Result<Self, BadKeys> {
+        let (socket, sealer, opener) = SealedStream::new(socket, keys)?.into_parts();
+        Ok(Self { socket, sealer, opener })
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+}
+
+impl From<UnixStream> for Stream {
+    fn from(stream: UnixStream) -> Self {
+        Self::Local(stream)
+    }
+}
+
+impl From<Sealed> for Stream {
+    fn from(sealed: Sealed) -> Self {
+        Self::Sealed(Box::new(sealed))
+    }
+}
+
+impl Stream {
+    /// Sends all of `bytes`: in one write, if they are no more than [`MAX_RECORD`](super::sealed::MAX_RECORD).
+    ///
+    /// # Errors
+    /// If the connection fails.
+    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let stream = match self {
+            Self::Local(stream) => stream,
+            Self::Sealed(sealed) => return sealed.sealer.send(&mut sealed.socket, bytes),
+        };
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match send(stream.as_raw_fd(), rest, MsgFlags::MSG_NOSIGNAL) {
+                Ok(sent) => rest = &rest[sent..],
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives what is there, at most `room`, with the descriptors that came along, close-on-exec, if they are
+    /// asked for. A signal ends the wait. 0 is the end.
+    ///
+    /// # Errors
+    /// If the connection fails, and [`io::ErrorKind::Interrupted`].
+    pub fn receive(&mut self, room: &mut [u8], descriptors: Option<&mut Vec<OwnedFd>>) -> io::Result<usize> {
+        match (self, descriptors) {
+            (Self::Local(stream), Some(descriptors)) => frame::receive_with_descriptors_once(stream, room, descriptors),
+            (Self::Local(stream), None) => stream.read(room),
+            (Self::Sealed(sealed), _) => sealed.opener.receive_once(&mut sealed.socket, room),
+        }
+    }
+
+    /// Whether it goes to another host.
+    pub fn is_sealed(&self) -> bool {
+        matches!(self, Self::Sealed(_))
+    }
+
+    /// Its two halves, for threads that send and receive at once.
+    pub fn split(self) -> (Sending, Receiving) {
+        match self {
+            Self::Local(stream) => {
+                let stream = Arc::new(stream);
+                (Sending::Local(stream.clone()), Receiving::Local(stream))
+            }
+            Self::Sealed(sealed) => {
+                let Sealed { socket, sealer, opener } = *sealed;
+                let socket = Arc::new(socket);
+                let sending = SealedSending { socket: socket.clone(), sealer, backlog: Vec::new() };
+                (Sending::Sealed(Box::new(sending)), Receiving::Sealed { socket, opener: Box::new(opener) })
+            }
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Local(stream) => stream.as_fd(),
+            Self::Sealed(sealed) => sealed.socket.as_fd(),
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        self.receive(room, None)
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.send(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The sending half.
+#[derive(Debug)]
+pub enum Sending {
+    /// On the same host.
+    Local(Arc<UnixStream>),
+    /// With another host.
+    Sealed(Box<SealedSending>),
+}
+
+/// The sending half of sealed TCP.
+#[derive(Debug)]
+pub struct SealedSending {
+    socket: Arc<TcpStream>,
+    sealer: Sealer,
+    /// Sealed bytes that are to be sent before any others.
+    backlog: Vec<u8>,
+}
+
+impl From<Arc<UnixStream>> for Sending {
+    fn from(stream: Arc<UnixStream>) -> Self {
+        Self::Local(stream)
+    }
+}
+
+impl Sending {
+    /// Sends all of `bytes`.
+    ///
+    /// # Errors
+    /// If the connection fails.
+    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Local(stream) => (&**stream).write_all(bytes),
+            Self::Sealed(sealed) => {
+                let SealedSending { socket, sealer, backlog } = &mut **sealed;
+                sealer.seal_to(bytes, backlog)?;
+                let sent = (&**socket).write_all(backlog);
+                backlog.clear();
+                sent
+            }
+        }
+    }
+
+    /// Sends a short message if that needs no waiting; `false` if it would, and then nothing was sent.
+    ///
+    /// # Errors
+    /// If the connection fails.
+    pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<bool> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let must_wait = |errno| matches!(errno, Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS | Errno::ENOMEM);
+        match self {
+            // So few bytes go whole or not at all.
+            Self::Local(stream) => match send(stream.as_raw_fd(), bytes, flags) {
+                Err(errno) if must_wait(errno) => Ok(false),
+                other => other.map(|_| true).map_err(io::Error::from),
+            },
+            Self::Sealed(sealed) => {
+                let SealedSending { socket, sealer, backlog } = &mut **sealed;
+                // Part of a record may have gone: the rest is kept, and goes first.
+                let put = |backlog: &mut Vec<u8>| match send(socket.as_raw_fd(), backlog, flags) {
+                    Ok(sent) => {
+                        backlog.drain(..sent);
+                        Ok(())
+                    }
+                    Err(errno) if must_wait(errno) => Ok(()),
+                    Err(errno) => Err(io::Error::from(errno)),
+                };
+                if !backlog.is_empty() {
+                    put(backlog)?;
+                }
+                if !backlog.is_empty() {
+                    return Ok(false);
+                }
+                sealer.seal_to(bytes, backlog)?;
+                put(backlog)?;
+                Ok(true)
+            }
+        }
+    }
+}
+
+/// The receiving half.
+#[derive(Debug)]
+pub enum Receiving {
+    /// On the same host.
+    Local(Arc<UnixStream>),
+    /// With another host.
+    Sealed {
+        /// The socket.
+        socket: Arc<TcpStream>,
+        /// What opens.
+        opener: Box<Opener>,
+    },
+}
+
+/// A socket that is read without waiting.
+struct Now<'a>(&'a TcpStream);
+
+impl Read for Now<'_> {
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(self.0.as_raw_fd(), room, MsgFlags::MSG_DONTWAIT)?)
+    }
+}
+
+impl Receiving {
+    /// Receives what is there, at most `room`, without waiting. 0 is the end.
+    ///
+    /// # Errors
+    /// If the connection fails, and [`io::ErrorKind::WouldBlock`].
+    pub fn receive_now(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Local(stream) => Ok(recv(stream.as_raw_fd(), room, MsgFlags::MSG_DONTWAIT)?),
+            Self::Sealed { socket, opener } => opener.receive_once(&mut Now(socket), room),
+        }
+    }
+
+    /// Whether something may be here that a `poll` does not tell of.
+    pub fn keeps_some(&self) -> bool {
+        matches!(self, Self::Sealed { opener, .. } if opener.has_more())
+    }
+}
+
+impl AsFd for Receiving {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Local(stream) => stream.as_fd(),
+            Self::Sealed { socket, .. } => socket.as_fd(),
+        }
+    }
+}
