@@ -1,9 +1,9 @@
-//! `mosps`: the processes in the nodes of this host.
+//! `mosps`: the processes in the nodes of this host, and its own on others.
 
 use crate::cli::{DirArg, STATUSES};
 use crate::client::Client;
+use crate::hostd::protocol::{HostReply, HostRequest};
 use crate::memory::show;
-use crate::name::NodeName;
 use crate::nodelink;
 use crate::output::{print, print_json};
 use crate::statedir::StateDir;
@@ -11,7 +11,7 @@ use crate::table::{Align, Table};
 use clap::Args;
 use procmig::wire::control::ProcessStatus;
 
-/// Show the processes that run in the nodes of this host.
+/// Show the processes that run in the nodes of this host, and those of this host that run on others.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 EXAMPLE
@@ -19,6 +19,8 @@ EXAMPLE
   mosps
 
 COLUMNS
+  NODE   its node; of another host: HOST/NODE
+  HOME   the host that it was started on, if that is another
   STATE  R runs, S waits, T is stopped
   TIME   CPU time, in the node
   PEAK   most memory that was resident
@@ -41,15 +43,24 @@ pub struct PsArgs {
 /// Runs the command.
 pub fn main(args: PsArgs) -> anyhow::Result<()> {
     let user = nix::unistd::getuid().as_raw();
-    let mut rows: Vec<(NodeName, ProcessStatus)> = Vec::new();
+    let mut rows: Vec<(String, ProcessStatus)> = Vec::new();
     let state = StateDir::find(args.dir.dir.as_deref())?;
     let client = state.as_ref().map(Client::connect).transpose()?.flatten();
     if let (Some(state), Some(mut client)) = (state, client) {
         for node in client.status()?.nodes {
             match nodelink::processes(&state, &node.name) {
-                Ok(processes) => rows.extend(processes.into_iter().map(|process| (node.name.clone(), process))),
+                Ok(processes) => rows.extend(processes.into_iter().map(|process| (node.name.to_string(), process))),
                 Err(error) => crate::output::complain("mosps", &error.into()),
             }
+        }
+        match client.ask(&HostRequest::Elsewhere) {
+            Ok(HostReply::Elsewhere(guests)) => rows.extend(guests.into_iter().map(|(host, node, mut guest)| {
+                // Seen from here it is this host's own.
+                guest.home = None;
+                (format!("{host}/{node}"), guest)
+            })),
+            Ok(_) => {}
+            Err(error) => crate::output::complain("mosps", &error),
         }
     }
     rows.retain(|(_, process)| args.all || process.uid == user);
@@ -68,11 +79,12 @@ pub fn main(args: PsArgs) -> anyhow::Result<()> {
     Ok(print(&table(&rows).render())?)
 }
 
-fn table(rows: &[(NodeName, ProcessStatus)]) -> Table {
+fn table(rows: &[(String, ProcessStatus)]) -> Table {
     let mut table = Table::new(&[
         ("PID", Align::Right),
         ("PPID", Align::Right),
         ("NODE", Align::Left),
+        ("HOME", Align::Left),
         ("STATE", Align::Left),
         ("THREADS", Align::Right),
         ("TIME", Align::Right),
@@ -87,7 +99,8 @@ fn table(rows: &[(NodeName, ProcessStatus)]) -> Table {
         table.row(vec![
             process.pid.to_string(),
             process.parent.to_string(),
-            node.to_string(),
+            printable(node),
+            printable(process.home.as_deref().unwrap_or("-")),
             process.state.to_string(),
             process.threads.to_string(),
             cpu_time(process.usage.cpu_nanos / 1000),

@@ -45,6 +45,10 @@ fn follow_deputies(kernel: &Kernel) {
         if !stopped && !process.threads().iter().any(|thread| thread.gate.is_inside()) {
             continue;
         }
+        if process.is_remote() {
+            process.follow_remote_deputy();
+            continue;
+        }
         match (deputy_is_stopped(process.pid), stopped) {
             (Some(true), false) => process.stop(),
             (Some(false), true) => process.resume(),

@@ -334,6 +334,12 @@ impl Process {
         unsent.drain(..sent.unwrap_or(unsent.len()));
     }
 
+    /// Sends to the deputy if that needs no waiting; whether it was sent.
+    pub fn try_say(&self, message: &ToDeputy) -> bool {
+        let Ok(mut control) = self.control.try_lock() else { return false };
+        frame::encode(message).is_ok_and(|bytes| control.sending.try_send(&bytes).unwrap_or(false))
+    }
+
     /// The half of the control connection that the relay reads; once, where it is sealed.
     pub fn control(&self) -> Option<Receiving> {
         let control = &mut *lock(&self.control);

@@ -15,6 +15,10 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long it takes at most until a wait notices that the process has ended.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often a deputy is asked whether it is stopped, at most.
+const QUESTION: Duration = Duration::from_millis(200);
+/// How long it may take to answer, more than a network is likely to.
+const STOPPED: Duration = Duration::from_secs(1);
 /// Files that are kept before it is looked which are used.
 const FEW: usize = 128;
 
@@ -36,8 +40,11 @@ struct State {
     reads: HashMap<u32, Option<Answer>>,
     /// Signals that have come.
     signals: u32,
-    /// The last question whether the deputy is stopped that was answered.
+    /// The last question whether the deputy is stopped, and the last that was answered.
+    asked: u32,
     awake: u32,
+    /// When it was asked.
+    since: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -104,6 +111,31 @@ impl Process {
     pub fn await_signals(&self, count: u32) {
         if self.is_remote() {
             self.remote.await_signals(count, || self.is_gone());
+        }
+    }
+
+    /// Stops the process if its deputy, at another host, does not answer any more, and has it go on when it does.
+    /// Never waits. Whoever is stopped by what cannot be caught cannot say so.
+    pub fn follow_remote_deputy(&self) {
+        let is_stopped = self.is_stopped();
+        let mut state = lock(&self.remote.state);
+        if state.asked != state.awake {
+            let is_silent = state.since.is_some_and(|since| since.elapsed() > STOPPED);
+            drop(state);
+            if is_silent && !is_stopped {
+                self.stop();
+            }
+            return;
+        }
+        if state.since.is_none_or(|since| since.elapsed() > QUESTION) {
+            let round = state.asked.wrapping_add(1);
+            if self.try_say(&ToDeputy::AreYouAwake { round }) {
+                (state.asked, state.since) = (round, Some(Instant::now()));
+            }
+        }
+        drop(state);
+        if is_stopped {
+            self.resume();
         }
     }
 
