@@ -25,7 +25,15 @@ struct Seen {
 /// # Panics
 /// If the case does not run natively as it says, does not run under `mosrun`, or differs.
 pub fn check(name: &str, case: &Case) {
-    let home = match home::shared() {
+    check_in(name, case, home::shared());
+}
+
+/// The same, by what runs programs there.
+///
+/// # Panics
+/// As [`check`].
+pub fn check_in(name: &str, case: &Case, home: &Home) {
+    let home = match home {
         Home::Ready(home) => home,
         Home::Absent => {
             eprintln!("{name}: not run under mosrun: there is no /dev/kvm here");
@@ -47,7 +55,7 @@ pub fn check(name: &str, case: &Case) {
     let guest = seen("under mosrun", case, place.path(), &home.runner, &home.environment)
         .unwrap_or_else(|why| panic!("{why}\n{}", command(case)));
     let report = differences(&native, &guest);
-    let log = home.host.as_ref().map(Host::log).unwrap_or_default();
+    let log = home.other.as_ref().or(home.host.as_ref()).map(Host::log).unwrap_or_default();
     assert!(report.is_empty(), "not as natively:\n{report}{}\nlogs end with:\n{log}", command(case));
 }
 

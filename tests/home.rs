@@ -35,6 +35,8 @@ pub struct Setup {
     pub environment: Vec<(OsString, OsString)>,
     /// The host, unless another runner stands in for `mosrun`.
     pub host: Option<Host>,
+    /// The host on which the programs run, if that is another.
+    pub other: Option<Host>,
     /// Who has all processes migrate, if somebody shall.
     pub mover: Option<Mutex<Mover>>,
 }
@@ -54,10 +56,15 @@ pub fn shared() -> &'static Home {
     SHARED.get_or_init(|| {
         if let Some(runner) = env::var_os("SKEIN_TEST_RUNNER") {
             let runner = runner.to_string_lossy().split_whitespace().map(OsString::from).collect();
-            return Home::Ready(Setup { runner, environment: environment(None), host: None, mover: None });
+            return Home::Ready(Setup { runner, environment: environment(None), host: None, other: None, mover: None });
         }
         if !Path::new("/dev/kvm").exists() {
             return Home::Absent;
+        }
+        if env::var_os("SKEIN_TEST_REMOTE").is_some() {
+            // SAFETY: `stop_shared` is a plain function that lives as long as the program.
+            unsafe { libc::atexit(stop_shared) };
+            return elsewhere();
         }
         let host = match Host::start() {
             Ok(host) => host,
@@ -75,12 +82,30 @@ pub fn shared() -> &'static Home {
                 Err(why) => return Home::Broken(why),
             },
         };
-        Home::Ready(Setup { runner, environment, host: Some(host), mover })
+        Home::Ready(Setup { runner, environment, host: Some(host), other: None, mover })
     })
 }
 
+/// Two hosts of a cluster on loopback, and what runs programs of the first on the second.
+pub fn elsewhere() -> Home {
+    if !Path::new("/dev/kvm").exists() {
+        return Home::Absent;
+    }
+    let start = || -> Result<Setup, String> {
+        let (home, other) = (Host::prepare()?, Host::prepare()?);
+        let listen = ["--listen", "127.0.0.1:0"];
+        home.skein(&[&["cluster", "init", "--name", "lab", "--host-name", "home"][..], &listen].concat())?;
+        let token = home.skein(&["cluster", "invite"])?;
+        other.skein(&[&["cluster", "join", token.trim(), "--host-name", "other"][..], &listen].concat())?;
+        let runner = vec![home.command_path("mosrun").into_os_string(), "-r".into(), "other".into()];
+        let environment = environment(Some(&home.directory()));
+        Ok(Setup { runner, environment, host: Some(home), other: Some(other), mover: None })
+    };
+    start().map_or_else(Home::Broken, Home::Ready)
+}
+
 extern "C" fn stop_shared() {
-    if let Some(Home::Ready(Setup { host: Some(host), mover, .. })) = SHARED.get() {
+    if let Some(Home::Ready(Setup { host: Some(host), other, mover, .. })) = SHARED.get() {
         if let Some(mover) = mover {
             let mut mover = mover.lock().unwrap_or_else(PoisonError::into_inner);
             mover.stop();
@@ -88,9 +113,11 @@ extern "C" fn stop_shared() {
             let moved: u32 = tally.moved.values().sum();
             eprintln!("{moved} migrations of {} processes; refused: {:#?}", tally.moved.len(), tally.refused);
         }
-        host.stop();
-        // The `TempDir` is in a static, which is never dropped.
-        let _ = fs::remove_dir_all(host.directory.path());
+        for host in [Some(host), other.as_ref()].into_iter().flatten() {
+            host.stop();
+            // The `TempDir` is in a static, which is never dropped.
+            let _ = fs::remove_dir_all(host.directory.path());
+        }
     }
 }
 

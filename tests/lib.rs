@@ -4,6 +4,7 @@
 //! A test says what runs ([`case::Case`]) and calls [`check`]. Where `/dev/kvm` exists a test that
 //! could not run fails; where it does not, it says so and passes. `SKEIN_TEST_RUNNER` names a
 //! command to use in place of `mosrun` (`env` compares native with native and so tests the cases).
+//! With `SKEIN_TEST_REMOTE` the programs run on another host of a cluster on loopback.
 //! With `SKEIN_TEST_MOVER`, a number, all processes migrate between two nodes at moments that it decides.
 
 pub mod case;

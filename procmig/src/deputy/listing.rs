@@ -1,6 +1,6 @@
 //! Listings of `/proc` directories, without what is the deputy's own.
 
-use super::{control, descriptors, kernel};
+use super::{control, descriptors, kernel, link};
 use std::os::fd::RawFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
@@ -140,9 +140,11 @@ fn is_control_thread(pid: u32, tid: i32) -> bool {
 
 /// Whether a descriptor of a process is of the kinds that deputies keep for themselves.
 fn is_connection(pid: u32, fd: RawFd) -> bool {
-    let link = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap_or_default();
-    let link = link.to_string_lossy();
-    link.starts_with("socket:") || link == "anon_inode:[signalfd]" || link == "/proc"
+    let target = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap_or_default();
+    let target = target.to_string_lossy();
+    // What is lent to a node of another host; a guest's own descriptors seldom have such numbers.
+    let is_lent = link::is_remote() && target.starts_with('/');
+    is_lent || target.starts_with("socket:") || target == "anon_inode:[signalfd]" || target == "/proc"
 }
 
 #[cfg(test)]
