@@ -158,6 +158,20 @@ fn many_short_reads_come_without_exits() {
     assert!(!possible, "at most {best} of 40,000 calls came without an exit");
 }
 
+/// However often they are asked for, after the first few times.
+#[test]
+fn the_ids_of_process_and_thread_come_without_exits() {
+    let Some(host) = host() else { return };
+    let nodes: Value = serde_json::from_str(&host.skein(&["node", "ls", "--json"]).expect("a list")).expect("JSON");
+    if nodes[0]["entry"] != "ring3" {
+        eprintln!("not run: calls are cheap here, and made");
+        return;
+    }
+    let program = compile("identity", Linking::Dynamic);
+    let budget = Budget { exits: 48, edits: 14, round_trips: 13, bytes: (1350, 750) };
+    check(&[path(&program), "loop"], &budget);
+}
+
 fn path(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }

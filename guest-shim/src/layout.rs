@@ -9,6 +9,9 @@ pub const SHIM_BASE: u64 = 0x7fff_c000_0000;
 /// Page of an address space's call slots, once it has any: ring 3 may read and write it. It is no part of
 /// what a process can map or see.
 pub const CALL_SLOTS: u64 = SHIM_BASE - 0x20_0000;
+/// Page of an address space that tells its process who it is, once it is looked at there: ring 3 may read it.
+/// As [`CALL_SLOTS`] it is no part of what a process can map or see.
+pub const IDENTITY: u64 = CALL_SLOTS + 0x1000;
 /// End of a guest process's address space.
 pub const USER_END: u64 = CALL_SLOTS;
 /// Lowest address that a guest process may map, as Linux's default `vm.mmap_min_addr`.
@@ -110,9 +113,9 @@ pub mod call_slot {
     pub const REFUSED: u32 = 2;
     /// A doubleword, not 0: somebody looks for posted calls.
     pub const ARMED: u64 = 76;
-    /// What `getpid` returns, a doubleword.
+    /// What `getpid` returns, a doubleword; 0 for unknown.
     pub const PID: u64 = 80;
-    /// What `gettid` returns, a doubleword.
+    /// What `gettid` returns, a doubleword; 0 for unknown.
     pub const TID: u64 = 84;
     /// How often the guest thread looks whether a call that was taken is done, a doubleword.
     pub const PATIENCE: u64 = 88;

@@ -6,4 +6,5 @@
 
 pub mod code;
 pub mod layout;
+pub mod site_code;
 pub mod slot_code;

@@ -10,7 +10,7 @@ use core::arch::global_asm;
 use crate::layout::{CALL_SLOTS, SHIM_BASE, call_slot, page, port};
 
 /// Bytes from the start of one trampoline to the next.
-pub const SIZE: u64 = 256;
+pub const SIZE: u64 = 512;
 
 /// Pages of all trampolines.
 pub const PAGES: u64 = SIZE * call_slot::COUNT as u64 / 4096 + 1;
@@ -114,11 +114,11 @@ global_asm!(
     "\\name:",
     ".endif",
     ".endm",
-    ".balign 256",
+    ".balign {trampoline}",
     "skein_slots:",
     ".set skein_slot, 0",
     ".rept {count}",
-    ".balign 256",
+    ".balign {trampoline}",
     ".set skein_at, {slots} + skein_slot * {size}",
     "test ${rare_flags}, %r11d",
     "jnz 9f",
@@ -135,9 +135,16 @@ global_asm!(
     "9: out %al, ${system_call}",
     "SKEIN_MARK skein_slot_getpid",
     "5: mov skein_slots + skein_at + {pid}(%rip), %eax",
-    "jmp 7f",
+    "test %eax, %eax",
+    "jnz 7f",
+    "mov ${getpid}, %eax",
+    "jmp 9b",
     "SKEIN_MARK skein_slot_gettid",
     "6: mov skein_slots + skein_at + {tid}(%rip), %eax",
+    "test %eax, %eax",
+    "jnz 7f",
+    "mov ${gettid}, %eax",
+    "jmp 9b",
     "SKEIN_MARK skein_slot_known",
     "7: mov %rax, skein_slots + skein_at + {result}(%rip)",
     "jmp 7f",
@@ -189,7 +196,7 @@ global_asm!(
     "jmp *%rcx",
     ".set skein_slot, skein_slot + 1",
     ".endr",
-    ".balign 8",
+    ".balign {trampoline}",
     "skein_slots_calls:",
     ".quad {calls0}, {calls1}, {calls2}, {calls3}, {calls4}, {calls5}, {calls6}",
     "skein_slots_end:",
@@ -197,6 +204,7 @@ global_asm!(
     ".popsection",
     count = const call_slot::COUNT,
     slots = const SLOTS,
+    trampoline = const SIZE,
     size = const call_slot::SIZE,
     rare_flags = const RARE_FLAGS,
     getpid = const GETPID,

@@ -33,6 +33,9 @@ const OUTSIDE: &str = "
 * Files of `/proc/PID` of processes in the node show the guest where this page's calls are served in the node
   (`maps`, `stat`, `statm`, `status`, `limits`, `cmdline`, `environ`, `auxv`, `exe`); the others show its process
   at home.
+* Where calls are expensive, a program that asks for `getpid` or `gettid` many times and then reads the instructions
+  that do so finds a jump there, unless it makes them writable first; behind the end of the code, to the end of the
+  page, it finds other bytes than the file's.
 ";
 
 fn wrapped<'a>(names: impl Iterator<Item = &'a str>) -> String {

@@ -7,6 +7,7 @@
 use crate::addr::{Frame, GuestPhysAddr};
 use crate::ram::GuestRam;
 use guest_shim::layout::{SHIM_BASE, call_slot, page};
+use guest_shim::site_code::Identity;
 use guest_shim::slot_code;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -62,17 +63,14 @@ pub(crate) enum Settled {
 }
 
 impl CallSlot {
-    /// The slot `index` of the page `frame`, which stays the caller's. `pid` and `tid` are what the thread
-    /// is told of itself.
+    /// The slot `index` of the page `frame`, which stays the caller's.
     ///
     /// # Panics
     /// If the page has no such slot.
-    pub fn new(ram: Arc<GuestRam>, frame: Frame, index: u32, pid: i32, tid: i32) -> Self {
+    pub fn new(ram: Arc<GuestRam>, frame: Frame, index: u32) -> Self {
         assert!(index < call_slot::COUNT);
         let at = frame.address() + u64::from(index) * call_slot::SIZE;
         ram.write(at, &[0; call_slot::SIZE as usize]);
-        ram.store_u32(at + call_slot::PID, pid as u32);
-        ram.store_u32(at + call_slot::TID, tid as u32);
         ram.store_u32(at + call_slot::PATIENCE, slot_code::LONG_PATIENCE);
         Self { ram, at, index, private: Mutex::new(Private { open: true, patient: false, answer: None }) }
     }
@@ -85,6 +83,16 @@ impl CallSlot {
     /// Where `syscall` lands in a thread that has it.
     pub(crate) fn trampoline(&self) -> u64 {
         SHIM_BASE + page::SLOT_TRAMPOLINES + u64::from(self.index) * slot_code::SIZE
+    }
+
+    /// Has the thread answered in its trampoline when it asks for this ID, which is not 0. Until then it asks
+    /// with an exit.
+    pub fn tell(&self, which: Identity, id: i32) {
+        let place = match which {
+            Identity::Process => call_slot::PID,
+            Identity::Thread => call_slot::TID,
+        };
+        self.ram.store_u32(self.at + place, id as u32);
     }
 
     /// Has the thread post its calls from now on, or no more. One that it has posted may still be taken.
@@ -219,7 +227,7 @@ mod tests {
 
     fn slot() -> CallSlot {
         let ram = Arc::new(GuestRam::new(LARGE_PAGE_SIZE, Backing::Anonymous).unwrap());
-        CallSlot::new(ram, Frame(1), 3, 70, 71)
+        CallSlot::new(ram, Frame(1), 3)
     }
 
     fn post(slot: &CallSlot, number: u64) {

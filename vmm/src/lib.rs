@@ -16,6 +16,7 @@ pub mod regs;
 pub mod table_frames;
 pub mod tables;
 pub use guest_shim::layout as shim_layout;
+pub use guest_shim::site_code;
 pub use guest_shim::slot_code::is_posted;
 pub mod user_cpu;
 pub mod windows;

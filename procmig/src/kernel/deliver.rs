@@ -140,7 +140,7 @@ impl GuestThread {
             (own.saved_mask.take().unwrap_or(own.mask), own.altstack)
         };
         let xsave = cpu.fpu().map_err(|_| Errno::EFAULT)?;
-        let regs = *cpu.regs();
+        let regs = self.space.visible_place(cpu.regs());
         let image = frame::build(&Delivery {
             regs: &regs,
             xsave: &xsave,

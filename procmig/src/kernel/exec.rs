@@ -355,7 +355,7 @@ impl GuestThread {
         self.process.saw_resident(self.space.resident());
         self.leave_slot(cpu);
         self.space.part(&self.thread.gate);
-        image.space.join(&self.thread.gate);
+        image.space.join(&self.thread.gate, self.process.pid, self.thread.tid());
         self.process.set_space(Some(image.space.clone()));
         cpu.set_root(image.space.root());
         self.space = image.space;

@@ -94,7 +94,7 @@ impl GuestThread {
         if !process.add_thread(&thread) {
             return None;
         }
-        space.join(&thread.gate);
+        space.join(&thread.gate, process.pid, tid);
         Some(Self {
             thread,
             process: process.clone(),
@@ -297,7 +297,11 @@ impl GuestThread {
                     code if code & 2 != 0 => Access::Write,
                     _ => Access::Read,
                 };
-                match self.space.fault(address, access, cpu) {
+                let done = self.space.fault(address, access, cpu);
+                if access == Access::Execute && done == Err(FaultError::Forbidden) && self.space.leave_stub(cpu) {
+                    return;
+                }
+                match done {
                     Ok(()) => return,
                     Err(FaultError::Unmapped) => info::fault(libc::SIGSEGV, info::SEGV_MAPERR, at),
                     Err(FaultError::Forbidden) => info::fault(libc::SIGSEGV, info::SEGV_ACCERR, at),

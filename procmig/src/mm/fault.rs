@@ -144,7 +144,12 @@ impl AddressSpace {
         if self.machine.frames().free() < RESERVED_FRAMES {
             return Err(FaultError::OutOfMemory);
         }
-        self.fault_locked(&mut self.lock(), address, access, AtLimit::Refuse, cpu)
+        let inner = &mut *self.lock();
+        if access == Access::Read && Inner::is_identity(address) {
+            // A stub that has come here with a fork, or from another node.
+            return self.show_identity(inner);
+        }
+        self.fault_locked(inner, address, access, AtLimit::Refuse, cpu)
     }
 
     pub(super) fn fault_locked(

@@ -3,6 +3,7 @@
 use super::layout::Layout;
 use super::object::PageObject;
 use super::regions::{Backing, Protection, Region, RegionFlags, Regions};
+use super::rewrite::Rewrites;
 use super::segments::Attachment;
 use super::shared::Origin;
 use super::space::{AddressSpace, Inner, entry};
@@ -297,8 +298,10 @@ impl AddressSpace {
             heap_start: image.heap.0,
             heap_end: image.heap.1,
             segments,
-            gates: Vec::new(),
+            members: Vec::new(),
             slots: None,
+            identity: None,
+            rewrites: Rewrites::default(),
         };
         Ok(Self::with(machine, account, inner))
     }

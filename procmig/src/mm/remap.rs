@@ -128,6 +128,7 @@ impl AddressSpace {
         if new_length < old_length {
             self.unmap_locked(inner, from + new_length, from + old_length, cpu)?;
         }
+        self.restore_sites(inner, from, from + carried, cpu)?;
         // Large pages come apart unless both places are aligned alike; small ones are simple to move.
         let mut pages = Vec::new();
         let mut large_ones = Vec::new();

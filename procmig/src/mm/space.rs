@@ -1,9 +1,11 @@
 //! An address space: its areas, its page tables, and the calls that change them.
 
 use super::gate::Gate;
+use super::identity::{IdentityPage, Member};
 use super::layout::Layout;
 use super::object::PageObject;
 use super::regions::{Backing, Protection, Region, RegionFlags, Regions};
+use super::rewrite::Rewrites;
 use super::segments::Attachment;
 use super::slots::SlotPage;
 use nix::errno::Errno;
@@ -89,8 +91,11 @@ pub(super) struct Inner {
     pub(super) heap_end: u64,
     /// System V segments by where they are attached.
     pub(super) segments: BTreeMap<u64, Attachment>,
-    pub(super) gates: Vec<Gate>,
+    /// The threads that run in it.
+    pub(super) members: Vec<Member>,
     pub(super) slots: Option<SlotPage>,
+    pub(super) identity: Option<IdentityPage>,
+    pub(super) rewrites: Rewrites,
 }
 
 /// An errno for a failure to change page tables.
@@ -158,8 +163,10 @@ impl AddressSpace {
                 heap_start: 0,
                 heap_end: 0,
                 segments: BTreeMap::new(),
-                gates: Vec::new(),
+                members: Vec::new(),
                 slots: None,
+                identity: None,
+                rewrites: Rewrites::default(),
             },
         ))
     }
@@ -191,16 +198,6 @@ impl AddressSpace {
     /// The page-table root. Wait for whoever changes the tables.
     pub fn root(&self) -> GuestPhysAddr {
         self.lock().tables.root()
-    }
-
-    /// A thread begins to run here.
-    pub fn join(&self, gate: &Gate) {
-        self.lock().gates.push(gate.clone());
-    }
-
-    /// A thread runs here no more.
-    pub fn part(&self, gate: &Gate) {
-        self.lock().gates.retain(|other| !other.is(gate));
     }
 
     /// Sets `RLIMIT_AS` in bytes.
@@ -306,6 +303,7 @@ impl AddressSpace {
 
     pub(super) fn unmap_locked(&self, inner: &mut Inner, start: u64, end: u64, cpu: &mut UserCpu) -> Result<(), Errno> {
         inner.check_cuts(start, end)?;
+        self.restore_sites(inner, start, end, cpu)?;
         let removed = inner.regions.remove(start, end);
         if removed.is_empty() {
             return Ok(());
@@ -392,6 +390,10 @@ impl AddressSpace {
             return result;
         }
         inner.check_cuts(address, end)?;
+        if protection.contains(Protection::WRITE) {
+            // Who writes there may well read it first.
+            self.restore_sites(&mut inner, address, end, cpu)?;
+        }
         // A page that may be shared becomes writable only when a write is seen.
         let machine = self.machine.clone();
         let regions = inner.regions.clone_range(address, end);
@@ -451,6 +453,13 @@ impl AddressSpace {
         let parts: Vec<_> =
             inner.regions.overlapping(address, end).map(|r| (r.start.max(address), r.end.min(end))).collect();
         for (start, end) in parts {
+            self.restore_sites(&mut inner, start, end, cpu)?;
+            // A thread may be in a stub.
+            let mut start = start;
+            for stubs in inner.rewrites.stub_pages(start, end) {
+                self.discard(&mut inner, start, stubs, cpu)?;
+                start = stubs + PAGE_SIZE;
+            }
             self.discard(&mut inner, start, end, cpu)?;
         }
         if covered { Ok(()) } else { Err(Errno::ENOMEM) }
@@ -575,8 +584,10 @@ impl AddressSpace {
                 heap_start: inner.heap_start,
                 heap_end: inner.heap_end,
                 segments: inner.segments.clone(),
-                gates: Vec::new(),
+                members: Vec::new(),
                 slots: None,
+                identity: None,
+                rewrites: inner.rewrites.share(machine),
             },
         ))
     }
@@ -609,7 +620,7 @@ impl Inner {
             return None;
         }
         let mine = cpu.interrupter();
-        let gate = self.gates.iter().find(|gate| gate.is_of(&mine));
+        let gate = self.members.iter().map(|member| &member.gate).find(|gate| gate.is_of(&mine));
         // A visitor, or a thread that was held out, may have cached what was changed, even where the
         // root is in the same frame.
         if before != root || gate.is_none_or(Gate::is_closed) {
@@ -622,7 +633,7 @@ impl Inner {
     /// and have then loaded the root anew.
     fn hold_out_others(&self, cpu: &UserCpu) {
         let mine = cpu.interrupter();
-        for gate in &self.gates {
+        for Member { gate, .. } in &self.members {
             if !gate.is_of(&mine) {
                 gate.close_and_wait();
             }
@@ -664,6 +675,10 @@ impl Drop for AddressSpace {
         if let Some(page) = &inner.slots {
             self.machine.frames().release(page.frame);
         }
+        if let Some(page) = &inner.identity {
+            self.machine.frames().release(page.frame);
+        }
+        inner.rewrites.release(&self.machine);
     }
 }
 

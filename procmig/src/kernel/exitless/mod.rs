@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use vmm::call_slot::CallSlot;
 use vmm::entry::EntryMode;
+use vmm::site_code::Identity;
 use vmm::user_cpu::UserCpu;
 
 /// A thread that runs no longer than this between two calls, exits included, makes one after the other.
@@ -37,6 +38,9 @@ const MISSES_REPAID: u64 = 4;
 const MISSES_OF_A_WAIT: u64 = 16;
 /// Misses before it is given up.
 const MISSES: u64 = 64;
+
+/// Places of a program that are rewritten for one ID, at most.
+const PLACES: u32 = 12;
 
 /// In whose name calls are served.
 struct Caller {
@@ -62,11 +66,33 @@ pub struct Exitless {
     missed: u64,
     /// The last run in the guest was short.
     short_run: bool,
+    /// Calls for the IDs of the process and of the thread.
+    identities: [Asked; 2],
+}
+
+/// What is known of a thread's calls for one of its IDs.
+#[derive(Debug, Default)]
+struct Asked {
+    /// How often the node has seen one, since it has last rewritten a place.
+    seen: u32,
+    /// Places that were rewritten.
+    places: u32,
+    /// The node is not to see any more.
+    over: bool,
 }
 
 impl Default for Exitless {
     fn default() -> Self {
-        Self { polled: None, refused: false, dense: 0, wanted: FEW, served: 0, missed: 0, short_run: false }
+        Self {
+            polled: None,
+            refused: false,
+            dense: 0,
+            wanted: FEW,
+            served: 0,
+            missed: 0,
+            short_run: false,
+            identities: Default::default(),
+        }
     }
 }
 
@@ -140,8 +166,7 @@ impl GuestThread {
             self.exitless.refused = true;
             return false;
         };
-        let slot = CallSlot::new(machine.ram().clone(), frame, index, self.process.pid, self.thread.tid());
-        let slot = Arc::new(slot);
+        let slot = Arc::new(CallSlot::new(machine.ram().clone(), frame, index));
         if let Err(error) = cpu.set_call_slot(Some(slot.clone())) {
             tracing::warn!(error = %crate::chain(&error), "a thread gets no call slot");
             self.space.give_call_slot(index);
@@ -150,7 +175,44 @@ impl GuestThread {
         }
         let caller = Caller { thread: self.thread.clone(), space: self.space.clone(), channel: self.channel.clone() };
         self.exitless.polled = Some(Arc::new(Polled::new(slot, caller)));
+        for which in [Identity::Process, Identity::Thread] {
+            if self.exitless.identities[which as usize].over {
+                self.tell_identity(which);
+            }
+        }
         true
+    }
+
+    /// Notes a call for an ID that came with an exit. If there are more of them the place that they come from
+    /// is rewritten, so that it needs no call; where that is in vain they are answered by the slot's trampoline.
+    pub fn note_identity(&mut self, which: Identity, cpu: &mut UserCpu) {
+        let counts = self.exitless.short_run || self.exitless.polled.is_some();
+        let asked = &mut self.exitless.identities[which as usize];
+        if asked.over || !counts || cpu.entry_mode() != EntryMode::Ring3 || self.process.trace {
+            return;
+        }
+        asked.seen += 1;
+        if asked.seen < FEW {
+            return;
+        }
+        (asked.seen, asked.places) = (0, asked.places + 1);
+        asked.over = asked.places == PLACES
+            // Of several threads none can be told its own ID there.
+            || which == Identity::Thread && !self.space.has_one_thread()
+            || !self.space.rewrite_site(which, cpu.regs().rip, cpu);
+        if asked.over {
+            self.tell_identity(which);
+        }
+    }
+
+    fn tell_identity(&self, which: Identity) {
+        if let Some(polled) = &self.exitless.polled {
+            let id = match which {
+                Identity::Process => self.process.pid,
+                Identity::Thread => self.thread.tid(),
+            };
+            polled.slot().tell(which, id);
+        }
     }
 
     /// Gives the slot back: the thread leaves its address space, or ends.

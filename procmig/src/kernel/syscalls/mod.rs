@@ -30,6 +30,7 @@ use crate::kernel::lock;
 use crate::kernel::timers::monotonic_at;
 use crate::migration::image::{CallImage, ForwardedCall};
 use nix::errno::Errno;
+use vmm::site_code::Identity;
 use vmm::user_cpu::UserCpu;
 
 /// How a system call ends.
@@ -82,6 +83,9 @@ pub fn dispatch(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64) -> Outcome 
     guest.again = Again::default();
     if vmm::is_posted(nr) && matches!(outcome, Outcome::Return(_)) {
         guest.note_exit(cpu);
+        if let Some(which) = Identity::of(nr) {
+            guest.note_identity(which, cpu);
+        }
     }
     if guest.process.trace {
         forward::trace(guest, cpu, nr, &args, outcome);
