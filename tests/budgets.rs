@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 use skein_tests::guest::{Linking, compile};
-use skein_tests::home::{Home, Host, Setup, shared};
+use skein_tests::home::{Home, Host, shared};
 use std::fs;
 use std::path::Path;
 
@@ -21,7 +21,7 @@ struct Budget {
 
 fn host() -> Option<&'static Host> {
     match shared() {
-        Home::Ready(Setup { host: Some(host), .. }) => Some(host),
+        Home::Ready(setup) if setup.host.is_some() => setup.host.as_ref(),
         Home::Ready(_) | Home::Absent => {
             eprintln!("not run: no host here");
             None

@@ -19,7 +19,7 @@ const MANAGE: Duration = Duration::from_secs(30);
 /// What there is to run guest programs with.
 pub enum Home {
     /// A host and a node run.
-    Ready(Setup),
+    Ready(Box<Setup>),
     /// There is no `/dev/kvm` on this machine.
     Absent,
     /// They should run and do not; a sentence that says why.
@@ -56,7 +56,8 @@ pub fn shared() -> &'static Home {
     SHARED.get_or_init(|| {
         if let Some(runner) = env::var_os("SKEIN_TEST_RUNNER") {
             let runner = runner.to_string_lossy().split_whitespace().map(OsString::from).collect();
-            return Home::Ready(Setup { runner, environment: environment(None), host: None, other: None, mover: None });
+            let environment = environment(None);
+            return Home::Ready(Box::new(Setup { runner, environment, host: None, other: None, mover: None }));
         }
         if !Path::new("/dev/kvm").exists() {
             return Home::Absent;
@@ -82,7 +83,7 @@ pub fn shared() -> &'static Home {
                 Err(why) => return Home::Broken(why),
             },
         };
-        Home::Ready(Setup { runner, environment, host: Some(host), other: None, mover })
+        Home::Ready(Box::new(Setup { runner, environment, host: Some(host), other: None, mover }))
     })
 }
 
@@ -101,11 +102,13 @@ pub fn elsewhere() -> Home {
         let environment = environment(Some(&home.directory()));
         Ok(Setup { runner, environment, host: Some(home), other: Some(other), mover: None })
     };
-    start().map_or_else(Home::Broken, Home::Ready)
+    start().map_or_else(Home::Broken, |setup| Home::Ready(Box::new(setup)))
 }
 
 extern "C" fn stop_shared() {
-    if let Some(Home::Ready(Setup { host: Some(host), other, mover, .. })) = SHARED.get() {
+    if let Some(Home::Ready(setup)) = SHARED.get()
+        && let Setup { host: Some(host), other, mover, .. } = &**setup
+    {
         if let Some(mover) = mover {
             let mut mover = mover.lock().unwrap_or_else(PoisonError::into_inner);
             mover.stop();
