@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Two hosts, if this machine can have nodes.
 fn hosts() -> Option<Setup> {
     match elsewhere() {
-        Home::Ready(setup) => Some(setup),
+        Home::Ready(setup) => Some(*setup),
         Home::Absent => {
             eprintln!("not run: there is no /dev/kvm here");
             None
@@ -130,7 +130,7 @@ fn cases() -> Vec<(&'static str, Case)> {
 #[test]
 fn programs_on_another_host_do_what_they_do_natively() {
     let Some(setup) = hosts() else { return };
-    let home = Home::Ready(setup);
+    let home = Home::Ready(Box::new(setup));
     for (name, case) in cases() {
         check_in(name, &case, &home);
     }
