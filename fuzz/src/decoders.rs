@@ -11,7 +11,8 @@ use procmig::usermem::UserMemory;
 use procmig::wire::call::{MAX_PAYLOAD, ReplyHeader, RequestHeader};
 use procmig::wire::control::{MAX_MESSAGE, NodeReply, NodeRequest, ToDeputy, ToNode};
 use procmig::wire::frame;
-use procmig::wire::op::{FileIdentity, Op, ProgramFile};
+use procmig::wire::link::{LinkReply, RemoteAttach};
+use procmig::wire::op::{FileIdentity, LentFile, Op, ProgramFile};
 use serde::{Serialize, de::DeserializeOwned};
 use std::cell::RefCell;
 use std::io::Write;
@@ -161,7 +162,7 @@ fn decoded<T: DeserializeOwned + Serialize>(bytes: &[u8]) {
 /// Frames of a control connection and of a node's socket, and what is in requests and replies.
 pub fn message(data: &[u8]) {
     let Some((kind, bytes)) = data.split_first() else { return };
-    match kind % 8 {
+    match kind % 11 {
         0 => received::<NodeRequest>(bytes),
         1 => received::<NodeReply>(bytes),
         2 => received::<ToDeputy>(bytes),
@@ -172,7 +173,10 @@ pub fn message(data: &[u8]) {
         4 => decoded::<Op>(bytes),
         5 => decoded::<FileIdentity>(bytes),
         6 => decoded::<ProgramFile>(bytes),
-        _ => decoded::<NodeRequest>(bytes),
+        7 => decoded::<NodeRequest>(bytes),
+        8 => decoded::<RemoteAttach>(bytes),
+        9 => decoded::<LinkReply>(bytes),
+        _ => decoded::<LentFile>(bytes),
     }
 }
 

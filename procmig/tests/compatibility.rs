@@ -36,6 +36,31 @@ const OUTSIDE: &str = "
 * Where calls are expensive, a program that asks for `getpid` or `gettid` many times and then reads the instructions
   that do so finds a jump there, unless it makes them writable first; behind the end of the code, to the end of the
   page, it finds other bytes than the file's.
+
+## At different nodes
+
+Processes that know each other may be at different nodes after a migration. Then:
+
+* Files of `/proc/PID` of a process at another node, and so `ps` and `top`, show its process at home.
+* What a child has used is counted only as far as it was used at its parent's node.
+* `shm_nattch` of a System V segment counts the other node, too, as long as that has it.
+* What a child at another node had open is closed a moment after its end is seen, if it is killed.
+
+Processes that share writable memory with others (`MAP_SHARED | MAP_ANONYMOUS` over `fork`, `vfork` until the child
+runs a program) do not migrate as long as they do, and `mosmigrate` says so.
+
+## On another host
+
+What runs on another host than its home (`mosrun -r`) has no memory together with home, so two things are refused
+there that are served in a node of the same host:
+
+* Shared mappings of files that may be written: `mmap` answers `ENODEV`, as on a file system that cannot map files.
+  Private mappings and those that are only read work; those show the file as it was when the node first mapped
+  it. Anonymous shared memory works, and so does `/dev/zero`; `memfd_create`, `shm_open` and what is built on
+  them (`multiprocessing` with locks, SQLite's write-ahead log, the linker of Go) do not.
+* System V shared memory: `shmat` answers `ENOSYS`.
+
+Clocks, CPU time and what `/proc/cpuinfo` leads a program to choose by `cpuid` are those of the host that it runs on.
 ";
 
 fn wrapped<'a>(names: impl Iterator<Item = &'a str>) -> String {

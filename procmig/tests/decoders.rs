@@ -7,10 +7,13 @@ mod decoders;
 use procmig::signal::altstack::AltStack;
 use procmig::signal::frame::{Delivery, FpuLayout, build};
 use procmig::signal::set::SignalSet;
+use procmig::wire::bytes::Bytes;
 use procmig::wire::call::ReplyHeader;
-use procmig::wire::control::{Attach, Ids, NodeReply, NodeRequest, SigInfo, ToDeputy, ToNode};
+use procmig::wire::control::{Attach, Ids, Link, NodeReply, NodeRequest, SigInfo, ToDeputy, ToNode};
 use procmig::wire::frame;
-use procmig::wire::op::{Disposition, Op};
+use procmig::wire::link::{LinkReply, RemoteAttach};
+use procmig::wire::op::{Disposition, LentFile, Op};
+use procmig::wire::sealed::{Cipher, DirectionKeys, StreamKeys};
 use vmm::addr::GuestVirtAddr;
 use vmm::regs::Regs;
 
@@ -126,6 +129,11 @@ fn a_damaged_message_is_an_error_at_worst() {
         memory_limit: Some(1 << 20),
         max_threads: Some(3),
     };
+    let remote = RemoteAttach { attach: attach.clone(), control: [7; 16], call: [8; 16] };
+    let keys = |byte| DirectionKeys { cipher: Cipher::Aes256Gcm, key: vec![byte; 32], iv: [byte; 12], number: 2 };
+    let keys = StreamKeys { send: keys(1), receive: keys(2) };
+    let link = Link { keys, home: [3; 16], home_name: "home".into() };
+    let lent = LentFile { file: 3, is_fresh: false, path: b"/bin/true".to_vec(), head: Bytes(vec![1; 60]) };
     let framed = |kind: u8, bytes: Vec<u8>| [&[kind][..], &bytes].concat();
     let op = |op: &Op| framed(4, postcard::to_stdvec(op).expect("an operation"));
     let seeds = [
@@ -135,6 +143,12 @@ fn a_damaged_message_is_an_error_at_worst() {
         framed(2, frame::encode(&ToDeputy::Trace("line".into())).expect("a message")),
         framed(2, frame::encode(&ToDeputy::Cancel { tid: 7, seq: 9 }).expect("a message")),
         framed(3, postcard::to_stdvec(&ToNode::Signal(SigInfo([17; 128]))).expect("a message")),
+        framed(0, frame::encode(&NodeRequest::Link(Box::new(link))).expect("a request")),
+        framed(2, frame::encode(&ToDeputy::Read { tag: 1, file: 2, offset: 3, length: 4 }).expect("a message")),
+        framed(3, postcard::to_stdvec(&ToNode::Bytes { tag: 1, result: Ok(Bytes(vec![5; 40])) }).expect("a message")),
+        framed(8, postcard::to_stdvec(&remote).expect("a request")),
+        framed(9, postcard::to_stdvec(&LinkReply::Open { link: [1; 16], port: 2, node: "n".into() }).expect("a reply")),
+        framed(10, postcard::to_stdvec(&lent).expect("a file")),
         op(&Op::OpenProgram { dirfd: -100, path: b"/bin/true".to_vec(), flags: 0 }),
         op(&Op::CommitExec { name: b"true".to_vec(), argv: vec![b"true".to_vec()] }),
         op(&Op::SetDisposition { signal: 2, disposition: Disposition::Catch }),

@@ -9,6 +9,7 @@ mod memory;
 mod processes;
 mod programs;
 mod project;
+mod remote;
 mod report;
 mod servers;
 mod setting;

@@ -2,7 +2,7 @@
 
 use super::control::write;
 use super::threads::lock;
-use super::{kernel, signals};
+use super::{kernel, link, signals};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,6 +13,9 @@ pub const LOST_STATUS: i32 = 123;
 /// How long an order to exit that came before the end of a connection may take to be carried out.
 const GRACE: Duration = Duration::from_millis(300);
 
+/// The same between hosts, where what was lost on the way is sent again.
+const REMOTE_GRACE: Duration = Duration::from_secs(1);
+
 /// The program's name and its node's, for messages.
 pub(super) static NAMES: Mutex<(Vec<u8>, String)> = Mutex::new((Vec::new(), String::new()));
 
@@ -21,7 +24,7 @@ static LOST: AtomicBool = AtomicBool::new(false);
 /// The node is gone: says so and exits. The process may be told to exit on one connection while
 /// another is closed already, and then that is what it does.
 pub(super) fn lost() -> ! {
-    std::thread::sleep(GRACE);
+    std::thread::sleep(if link::is_remote() { REMOTE_GRACE } else { GRACE });
     if LOST.swap(true, Ordering::SeqCst) {
         loop {
             // Another thread is about to end the process.

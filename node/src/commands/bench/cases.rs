@@ -1,7 +1,7 @@
 //! What can be measured.
 
 use super::report::{Case, Goal};
-use super::{calls, files, memory, processes, programs, servers, starts};
+use super::{calls, files, memory, processes, programs, remote, servers, starts};
 
 /// Every benchmark, in the order of the report.
 pub const ALL: &[Case] = &[
@@ -53,6 +53,13 @@ pub const ALL: &[Case] = &[
         unit: "ns",
         goal: Goal::Ratio(1.3),
         run: calls::forwarded_call,
+    },
+    Case {
+        name: "remote-call",
+        what: "a forwarded call (getppid) from another host, against a TCP round trip (loopback)",
+        unit: "ns",
+        goal: Goal::Ratio(1.5),
+        run: remote::call,
     },
     Case {
         name: "clock",

@@ -36,7 +36,8 @@ pub fn getaffinity(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) 
 pub fn setaffinity(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Outcome {
     let args = cut(args);
     let outcome = forward::forward(guest, cpu, libc::SYS_sched_setaffinity as u32, &args);
-    if outcome == Outcome::Return(0) {
+    // The CPUs of another host are others.
+    if outcome == Outcome::Return(0) && !guest.process.is_remote() {
         let mut wanted = [0; MASK];
         let length = args[1] as usize;
         let read = guest.with_memory(cpu, |memory| memory.read(GuestVirtAddr(args[2]), &mut wanted[..length]));
