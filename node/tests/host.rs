@@ -219,9 +219,9 @@ fn mosrun_has_the_shells_statuses_before_anything_starts() {
 }
 
 #[test]
-fn the_binary_is_mosrun_and_mosps_under_their_names() {
+fn the_binary_is_each_command_under_its_name() {
     let directory = tempfile::tempdir().unwrap();
-    for name in ["mosrun", "mosps"] {
+    for name in ["mosrun", "mosps", "mosmigrate"] {
         let link = directory.path().join(name);
         std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_skein"), &link).unwrap();
         let output = Command::new(&link).arg("--help").output().unwrap();
@@ -240,7 +240,15 @@ fn every_command_shows_an_example_and_has_a_manual_page() {
     assert!(host.skein(&["man", "--out", out.to_str().unwrap()]).status.success());
     let pages: Vec<String> =
         fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    for page in ["skein.1", "mosrun.1", "mosps.1", "skein-host-start.1", "skein-node-launch.1", "skein-doctor.1"] {
+    for page in [
+        "skein.1",
+        "mosrun.1",
+        "mosps.1",
+        "mosmigrate.1",
+        "skein-host-start.1",
+        "skein-node-launch.1",
+        "skein-doctor.1",
+    ] {
         assert!(pages.iter().any(|name| name == page), "{page} is not among {pages:?}");
     }
     for page in &pages {
