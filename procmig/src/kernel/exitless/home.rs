@@ -41,7 +41,8 @@ pub fn serve(caller: &Caller, call: &PostedCall) -> Option<Answer> {
     let PostedCall { number, arguments } = *call;
     let process = &caller.thread.process;
     let row = calls::row(number).filter(|row| matches!(row.class, Class::Forward(_) | Class::Split(Some(_))))?;
-    if calls::raises_signals(number) || !is_plain(caller, number, &arguments) {
+    // The way to another host is long, and others would wait.
+    if process.is_remote() || calls::raises_signals(number) || !is_plain(caller, number, &arguments) {
         return None;
     }
     let channel = &mut *lock(&caller.channel);
