@@ -11,6 +11,8 @@
 
 #define THREADS 4
 #define SPAN 64
+/* More than any hole that is made in the area for a moment: nothing of these gets into one. */
+#define OWN (SPAN + 1)
 #define ROUNDS 400
 
 static _Atomic(char *) area;
@@ -50,13 +52,13 @@ static void *filler(void *argument)
 {
     (void)argument;
     while (!over) {
-        char *own = mmap(NULL, SPAN * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        char *own = mmap(NULL, OWN * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         CHECK(own != MAP_FAILED);
-        for (int i = 0; i < SPAN; i++) {
+        for (int i = 0; i < OWN; i++) {
             CHECK(*(uint64_t *)(own + i * PAGE) == 0);
             memset(own + i * PAGE, 0xbb, PAGE);
         }
-        CHECK(munmap(own, SPAN * PAGE) == 0);
+        CHECK(munmap(own, OWN * PAGE) == 0);
     }
     return NULL;
 }
@@ -72,8 +74,11 @@ int main(void)
 {
     struct sigaction action = {.sa_handler = on_fault, .sa_flags = SA_NODEFER};
     CHECK(sigaction(SIGSEGV, &action, NULL) == 0 && sigaction(SIGBUS, &action, NULL) == 0);
-    char *base = mmap(NULL, SPAN * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    /* With a page before and behind it, so that a hole at its edge is not the end of a larger one. */
+    char *base = mmap(NULL, (SPAN + 2) * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(base != MAP_FAILED);
+    base += PAGE;
+    CHECK(mprotect(base, SPAN * PAGE, PROT_READ | PROT_WRITE) == 0);
     area = base;
     stamp = 0x5eed000000000001;
     pthread_t threads[THREADS + 1];
