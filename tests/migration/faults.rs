@@ -68,11 +68,24 @@ const FAULTS: [(&str, Then); 37] = [
 /// The status of a `mosrun` whose node died.
 const NODE_DIED: i32 = 123;
 
+/// How often a fault is tried after which the program must go on within a second, since a machine that others load may
+/// keep it from running for as long.
+const ROUNDS: u32 = 3;
+
 fn with_fault(fault: &str, then: Then) {
+    for round in 1..=ROUNDS {
+        let late = once_with_fault(fault, then);
+        let Some(late) = late else { return };
+        assert!(round < ROUNDS, "it stood still for {late:?}");
+    }
+}
+
+/// How long the program stood still, if that was too long.
+fn once_with_fault(fault: &str, then: Then) -> Option<Duration> {
     let (nodes, deputies) = if fault.starts_with("Deputy") { ("", fault) } else { (fault, "") };
     let place = tempfile::tempdir().expect("a temporary directory");
     let mark = place.path().join("happened").to_string_lossy().into_owned();
-    let Some(mut pair) = Pair::start_with(&[("SKEIN_FAULT", nodes), ("SKEIN_FAULT_MARK", &mark)]) else { return };
+    let mut pair = Pair::start_with(&[("SKEIN_FAULT", nodes), ("SKEIN_FAULT_MARK", &mark)])?;
     pair.host.set("SKEIN_FAULT", deputies);
     let (child, file) = wander(&pair, "0.6", "numbers");
     let pid = child.id() as i32;
@@ -83,8 +96,9 @@ fn with_fault(fault: &str, then: Then) {
     let goes_on = || {
         let (before, since) = (written(), Instant::now());
         until("the program goes on", || written() > before);
-        assert!(since.elapsed() < Duration::from_secs(1), "it stood still for {:?}", since.elapsed());
+        Some(since.elapsed()).filter(|took| *took > Duration::from_secs(1))
     };
+    let mut late = None;
     match then {
         Goes => {
             assert!(result.is_ok(), "{result:?}");
@@ -92,7 +106,7 @@ fn with_fault(fault: &str, then: Then) {
         }
         Stays | StaysWithoutTarget => {
             assert!(result.is_err(), "it went");
-            goes_on();
+            late = goes_on();
             assert_eq!(pair.at(pid), Some('a'));
             if then == StaysWithoutTarget {
                 until("the target is gone", || !pair.socket("b").exists());
@@ -113,15 +127,16 @@ fn with_fault(fault: &str, then: Then) {
             assert_eq!(output.status.code(), Some(NODE_DIED), "it said: {said}");
             // What was written was written once.
             numbered(&file);
-            return;
+            return None;
         }
         GoesWithoutSource => {
             assert!(result.is_err());
-            goes_on();
+            late = goes_on();
         }
     }
     ended_well(child);
     assert!(numbered(&file) >= 10_000);
+    late
 }
 
 #[test]

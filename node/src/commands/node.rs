@@ -180,10 +180,15 @@ fn stop(dir: &DirArg, name: Option<NodeName>, force: bool) -> anyhow::Result<()>
         None => client.status()?.nodes.into_iter().map(|node| node.name).collect(),
     };
     let all: Vec<NodeName> = client.status()?.nodes.into_iter().map(|node| node.name).collect();
-    let others: Vec<NodeName> = all.into_iter().filter(|node| !names.contains(node)).collect();
+    let others: Vec<NodeName> = all.iter().filter(|node| !names.contains(node)).cloned().collect();
     for name in names {
-        if !force && let Some(state) = &state {
-            mosmigrate::evacuate(state, &name, &others)?;
+        if !force
+            && all.contains(&name)
+            && let Some(state) = &state
+            && let Err(error) = mosmigrate::evacuate(state, &name, &others)
+        {
+            // The host says what is to be done about the node.
+            crate::output::complain("skein node stop", &error);
         }
         client.ask(&HostRequest::StopNode { name: name.clone(), force })?;
         print(&format!("{name} has stopped\n"))?;

@@ -94,11 +94,13 @@ pub fn dispatch(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64) -> Outcome 
 }
 
 fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -> Outcome {
-    let progress = cpu.take_progress().max(guest.again.progress);
+    // Of a call that home has begun the poller knows no progress.
+    let (polled, before) = (cpu.take_progress(), guest.again.progress);
     let number = nr as i64;
     if lock(&guest.channel).is_in_call() {
-        return go_on(guest, cpu, number, args, progress);
+        return go_on(guest, cpu, number, args, before);
     }
+    let progress = polled.max(before);
     let local = |guest: &GuestThread| {
         guest.thread.tally.local_calls.add(1);
     };
