@@ -280,6 +280,8 @@ fn a_thousand_threads_serve_connections_of_their_own() {
 #[test]
 fn the_deputys_own_descriptors_are_out_of_reach() {
     let mut d = Deputy::start();
+    // When it answers it has started.
+    assert_eq!(d.sys(SYS_getppid, &[]), i64::from(std::process::id()));
     let numbers = |d: &Deputy| {
         let open = std::fs::read_dir(format!("/proc/{}/fd", d.pid)).unwrap();
         open.filter_map(|e| e.unwrap().file_name().to_str()?.parse::<u64>().ok()).collect::<Vec<_>>()
