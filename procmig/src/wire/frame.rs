@@ -78,6 +78,16 @@ pub fn receive<T: DeserializeOwned>(mut stream: &UnixStream, cap: usize) -> Resu
     if got == 0 {
         return Err(FrameError::Closed);
     }
+    Ok((read_rest(&mut stream, head, got, cap)?, descriptors))
+}
+
+/// Reads a message of which `got` bytes of the head are there.
+fn read_rest<T: DeserializeOwned>(
+    stream: &mut impl Read,
+    mut head: [u8; 4],
+    got: usize,
+    cap: usize,
+) -> Result<T, FrameError> {
     stream.read_exact(&mut head[got..])?;
     let length = u32::from_le_bytes(head) as usize;
     if length > cap {
@@ -85,11 +95,10 @@ pub fn receive<T: DeserializeOwned>(mut stream: &UnixStream, cap: usize) -> Resu
     }
     // Room is made as bytes come, not as they are claimed.
     let mut bytes = Vec::with_capacity(length.min(64 << 10));
-    if Read::take(stream, length as u64).read_to_end(&mut bytes)? < length {
+    if stream.take(length as u64).read_to_end(&mut bytes)? < length {
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
     }
-    let message = postcard::from_bytes(&bytes).map_err(FrameError::Malformed)?;
-    Ok((message, descriptors))
+    postcard::from_bytes(&bytes).map_err(FrameError::Malformed)
 }
 
 /// Reads what is there, at most `buffer`, and takes the descriptors that came with it,
@@ -139,7 +148,7 @@ pub fn write_to<T: Serialize>(stream: &mut impl Write, message: &T) -> Result<()
     Ok(stream.write_all(&encode(message)?)?)
 }
 
-/// As [`receive`], from any stream. Room is made as bytes come, not as they are claimed.
+/// As [`receive`], from any stream.
 ///
 /// # Errors
 /// As [`receive`].
@@ -154,14 +163,5 @@ pub fn read_from<T: DeserializeOwned>(stream: &mut impl Read, cap: usize) -> Res
     if got == 0 {
         return Err(FrameError::Closed);
     }
-    stream.read_exact(&mut head[got..])?;
-    let length = u32::from_le_bytes(head) as usize;
-    if length > cap {
-        return Err(FrameError::TooLong { claimed: length, cap });
-    }
-    let mut bytes = Vec::with_capacity(length.min(64 << 10));
-    if stream.take(length as u64).read_to_end(&mut bytes)? < length {
-        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-    }
-    postcard::from_bytes(&bytes).map_err(FrameError::Malformed)
+    read_rest(stream, head, got, cap)
 }
