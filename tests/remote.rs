@@ -110,7 +110,7 @@ fn cases() -> Vec<(&'static str, Case)> {
         (
             "jobs",
             bash(
-                "for i in 1 2 3 4; do (sleep 0.0$i; echo $i >> all) & done; wait; sort all; (exit 3) & wait $!; echo $?",
+                "for i in 1 2 3 4; do (sleep 0.0$i; echo $i >> all) & done; wait; sort all; rm all; (exit 3) & wait $!; echo $?",
             ),
         ),
         (
