@@ -4,6 +4,7 @@ use crate::wandering::{ended_well, wander};
 use crate::{Pair, numbered, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::io::{Read, Write};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -177,4 +178,25 @@ fn a_deputy_that_is_killed_takes_its_process_along_wherever_that_is() {
         assert!(since.elapsed() < Duration::from_secs(1), "it was there for {:?}", since.elapsed());
         child.wait().expect("it has ended");
     }
+}
+
+#[test]
+fn a_deputy_that_is_slow_to_go_over_finds_a_process_that_has_gone_on() {
+    let Some(mut pair) = Pair::start() else { return };
+    pair.host.set("SKEIN_FAULT", "DeputyReconnect=delay");
+    // When it has migrated once it asks home for something; home comes to look when it has migrated again.
+    let program = "import os, time; os.write(1, b'x'); time.sleep(0.12); os.write(1, os.read(0, 9))";
+    let mut child = pair.start_at_a(&crate::words(&["/usr/bin/python3", "-c", program]));
+    let pid = child.id() as i32;
+    let mut told = [0];
+    child.stdout.as_mut().expect("a pipe").read_exact(&mut told).expect("it has begun");
+    let begun = Instant::now();
+    pair.migrate(pid).expect("it goes");
+    std::thread::sleep(Duration::from_millis(170).saturating_sub(begun.elapsed()));
+    pair.migrate(pid).expect("it goes again");
+    pair.migrate(pid).expect("and again");
+    child.stdin.take().expect("a pipe").write_all(b"a line\n").expect("it reads");
+    let output = child.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b"a line\n"[..]), "it said: {said}");
 }

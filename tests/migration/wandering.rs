@@ -28,7 +28,7 @@ pub(crate) fn ended_well(child: Child) -> String {
 #[test]
 fn a_program_that_notices_everything_notices_nothing_of_500_migrations() {
     let Some(pair) = Pair::start() else { return };
-    let (child, file) = wander(&pair, "3600", "numbers");
+    let (mut child, file) = wander(&pair, "3600", "numbers");
     let pid = child.id() as i32;
     let mut random = mover::Random(4);
     /// Most migrations that may fail in time.
@@ -39,6 +39,10 @@ fn a_program_that_notices_everything_notices_nothing_of_500_migrations() {
         let mut record = pair.migrate(pid);
         while let Err(why) = &record {
             late += 1;
+            if child.try_wait().expect("a child").is_some() {
+                let logs = ["a", "b"].map(|node| pair.host.node_log(node)).concat();
+                panic!("migration {number}: {why}: it has ended: {:?}\n{logs}", child.wait_with_output());
+            }
             assert!(late <= LATE, "migration {number}: {why}");
             record = pair.migrate(pid);
         }

@@ -61,6 +61,15 @@ impl Connection {
         self.sealed.as_ref().is_some_and(|sealed| sealed.1.has_more())
     }
 
+    /// Whether something was sent here that has not been read.
+    pub(super) fn is_unread(&self) -> bool {
+        let mut byte = 0u8;
+        let flags = (libc::MSG_PEEK | libc::MSG_DONTWAIT) as u64;
+        let args = [self.as_raw_fd() as u64, std::ptr::from_mut(&mut byte) as u64, 1, flags, 0, 0];
+        // SAFETY: the kernel writes at most one byte to `byte`; there is no address.
+        self.has_more() || unsafe { kernel::call(libc::SYS_recvfrom as u32, args) } > 0
+    }
+
     /// Gives it up without closing it.
     pub(super) fn leak(self) {
         self.socket.leak();

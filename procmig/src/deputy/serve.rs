@@ -6,6 +6,7 @@ use super::descriptors::Own;
 use super::threads::{Thread, lock};
 use super::{control, end, execute, files, kernel, ops, signals};
 use crate::calls;
+use crate::migration::faults::{self, Step};
 use crate::wire::call::{MAX_PAYLOAD, MAX_SIGNALS, ReplyHeader, RequestHeader, SIGINFO_SIZE, flags, kind};
 use crate::wire::control::SigInfo;
 use crate::wire::frame;
@@ -129,17 +130,22 @@ impl Server {
         Some(header)
     }
 
-    /// Goes over to the connection to the process's new node, and sends again what the old one has not read;
+    /// Goes over to the connection to the process's next node, and sends again what the old one has not read;
     /// `false` if there is none, or it does not go on where the old one ends.
     fn reconnect(&mut self) -> bool {
-        let Some((seq, awaits)) = self.thread.take_new_connection(&mut self.connection) else { return false };
-        if seq != self.last {
-            return false;
+        // The process has moved, whatever happens here.
+        let _ = faults::at(Step::DeputyReconnect);
+        while let Some((seq, awaits)) = self.thread.take_new_connection(&mut self.connection) {
+            if seq != self.last {
+                return false;
+            }
+            let unheard = self.replied.filter(|replied| awaits && replied.seq == seq);
+            // It fails where the process has left that node too.
+            if unheard.is_none_or(|replied| self.send_again(replied)) {
+                return true;
+            }
         }
-        match self.replied {
-            Some(replied) if awaits && replied.seq == seq => self.send_again(replied),
-            _ => true,
-        }
+        false
     }
 
     fn send_again(&mut self, replied: Replied) -> bool {

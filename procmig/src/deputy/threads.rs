@@ -11,6 +11,7 @@
 
 use super::connection::Connection;
 use super::kernel;
+use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -33,8 +34,9 @@ pub(super) struct Thread {
     /// `seq << 2` of the last request, with `RUNNING` while it is a call that is under way, and with
     /// `MARKED` too while it is sent a signal.
     state: AtomicU64,
-    /// The descriptor that it serves, and the one that it is to serve instead.
-    connection: Mutex<(RawFd, Option<NewConnection>)>,
+    /// The descriptor that it serves, and those that it is to serve after it: the process may have gone on to
+    /// further nodes before the thread has come to look.
+    connection: Mutex<(RawFd, VecDeque<NewConnection>)>,
 }
 
 /// What a thread is to serve when its process has migrated.
@@ -59,7 +61,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Thread {
     /// Registers the calling thread.
     pub(super) fn register(connection: RawFd) -> Arc<Self> {
-        let connection = Mutex::new((connection, None));
+        let connection = Mutex::new((connection, VecDeque::new()));
         let thread = Arc::new(Self { tid: kernel::gettid(), state: AtomicU64::new(0), connection });
         lock(&THREADS).push(thread.clone());
         thread
@@ -69,16 +71,20 @@ impl Thread {
     /// still reads; what it writes to it fails.
     pub(super) fn reconnect(&self, new: NewConnection) {
         let mut connection = lock(&self.connection);
-        connection.1 = Some(new);
+        let (current, next) = &mut *connection;
+        let old = next.back().map_or(*current, |last| last.connection.as_raw_fd());
         // SAFETY: no pointers. The number is the thread's until it has taken the new one, which it does with the
         // lock held.
-        unsafe { libc::shutdown(connection.0, libc::SHUT_RDWR) };
+        unsafe { libc::shutdown(old, libc::SHUT_RDWR) };
+        // A thread that is long in one call would hold them all.
+        next.retain(|connection| connection.connection.is_unread());
+        next.push_back(new);
     }
 
-    /// Takes the connection to serve from now on, in place of `old`, if there is a new one.
+    /// Takes the connection to serve from now on, in place of `old`, if there is another.
     pub(super) fn take_new_connection(&self, old: &mut Connection) -> Option<(u32, bool)> {
         let mut connection = lock(&self.connection);
-        let NewConnection { connection: new, seq, awaits } = connection.1.take()?;
+        let NewConnection { connection: new, seq, awaits } = connection.1.pop_front()?;
         connection.0 = new.as_raw_fd();
         *old = new;
         Some((seq, awaits))

@@ -47,10 +47,12 @@ pub enum Step {
     DeputyAdopted,
     /// The deputy has given the process to the target.
     DeputyMoved,
+    /// A thread of the deputy is about to go over to the target.
+    DeputyReconnect,
 }
 
 /// All steps.
-pub const STEPS: [Step; 15] = [
+pub const STEPS: [Step; 16] = [
     Step::SourceOffer,
     Step::SourcePages,
     Step::SourceFrozen,
@@ -66,6 +68,7 @@ pub const STEPS: [Step; 15] = [
     Step::DeputyCommit,
     Step::DeputyAdopted,
     Step::DeputyMoved,
+    Step::DeputyReconnect,
 ];
 
 /// What happens.
