@@ -50,6 +50,8 @@ pub struct NetHost {
     keeper: Keeper,
     skein: PathBuf,
     user: bool,
+    /// Seconds by which its clocks that count from its start are ahead of the first host's.
+    ahead: Option<i64>,
 }
 
 impl Network {
@@ -73,7 +75,7 @@ impl Network {
                 keeper.pid()
             ));
             let directory = tempfile::tempdir().expect("a directory");
-            let host = NetHost { name, directory, keeper, skein: skein.clone(), user: network.user };
+            let host = NetHost { name, directory, keeper, skein: skein.clone(), user: network.user, ahead: None };
             host.sh(&format!("ip addr add 10.77.0.{number}/24 dev eth0 && ip link set eth0 up && ip link set lo up"));
             network.hosts.push(host);
         }
@@ -83,6 +85,12 @@ impl Network {
     /// The hosts.
     pub fn hosts(&self) -> &[NetHost] {
         &self.hosts
+    }
+
+    /// Has what runs on a host from now on see clocks of its own: those that count from its start are so many seconds
+    /// ahead.
+    pub fn set_ahead(&mut self, host: usize, seconds: i64) {
+        self.hosts[host].ahead = Some(seconds);
     }
 
     /// Takes a host's cable out, or puts it in again.
@@ -110,6 +118,10 @@ impl NetHost {
     /// A command on this host.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = enter(&self.keeper, self.user, &["--net", "--uts"]);
+        if let Some(seconds) = self.ahead {
+            command.args(["unshare", "--time", "--fork"]);
+            command.args([format!("--monotonic={seconds}"), format!("--boottime={seconds}")]).arg("--");
+        }
         command.arg(program.as_ref()).env("SKEIN_DIR", self.state());
         command
     }

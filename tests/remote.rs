@@ -245,3 +245,61 @@ fn a_program_runs_across_a_network_and_ends_with_it() {
     // The kernel notices by itself.
     assert_eq!(waiting.wait().expect("an end").code(), Some(123));
 }
+
+#[test]
+fn the_clocks_are_homes_wherever_a_program_runs() {
+    if hosts().is_none() {
+        return;
+    }
+    const AHEAD: i64 = 10_000_000;
+    let mut network = Network::new(2);
+    network.set_ahead(1, AHEAD);
+    let [first, second] = network.hosts() else { panic!("two hosts") };
+    let uptime = |host: &skein_tests::net::NetHost| -> f64 {
+        let output = host.command("cat").arg("/proc/uptime").output().expect("cat");
+        let text = String::from_utf8(output.stdout).expect("text");
+        text.split(' ').next().and_then(|seconds| seconds.parse().ok()).unwrap_or_else(|| panic!("{text:?}"))
+    };
+    assert!(uptime(second) > uptime(first) + AHEAD as f64 - 1000.0, "its clocks are not ahead");
+    first.says(&["cluster", "init", "--name", "lab"]);
+    let token = first.says(&["cluster", "invite"]);
+    second.says(&["cluster", "join", token.trim()]);
+    // Its time is asked for again and again; sleeps until a time and timed waits for locks are by these clocks.
+    let program = "import threading, time\n\
+        names = ['CLOCK_REALTIME', 'CLOCK_MONOTONIC', 'CLOCK_MONOTONIC_RAW', 'CLOCK_BOOTTIME', 'CLOCK_TAI']\n\
+        clocks = [getattr(time, name) for name in names]\n\
+        def show(): print(*map(time.clock_gettime_ns, clocks), flush=True)\n\
+        show()\nlast = time.monotonic_ns()\nend = last + 9_000_000_000\nrounds = 0\n\
+        while last < end:\n  now = time.monotonic_ns()\n  assert now >= last, (now, last)\n  last = now\n  rounds += 1\n\
+        \x20 if rounds % 20000 == 0:\n    before = time.monotonic()\n    time.sleep(0.05)\n\
+        \x20   threading.Event().wait(0.05)\n    slept = time.monotonic() - before\n    assert 0.1 <= slept < 5, slept\n\
+        show()\n";
+    let mut command = first.command(skein_tests::home::skein_binary().expect("skein"));
+    command.args(["run", "-r", "host-2", "/usr/bin/python3", "-c", program]).stdin(Stdio::null());
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("mosrun");
+    let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
+    let clocks =
+        [libc::CLOCK_REALTIME, libc::CLOCK_MONOTONIC, libc::CLOCK_MONOTONIC_RAW, libc::CLOCK_BOOTTIME, libc::CLOCK_TAI];
+    let here = || {
+        clocks.map(|clock| {
+            let time = nix::time::clock_gettime(clock.into()).expect("a clock");
+            time.tv_sec() * 1_000_000_000 + time.tv_nsec()
+        })
+    };
+    let mut before = here();
+    for _ in 0..2 {
+        let mut line = String::new();
+        output.read_line(&mut line).expect("a line");
+        let after = here();
+        let there: Vec<i64> = line.split_whitespace().map(|time| time.parse().expect("a number")).collect();
+        assert_eq!(there.len(), clocks.len(), "{line:?}");
+        for (index, clock) in clocks.into_iter().enumerate() {
+            /// For what an answer may be wrong, and for lines that are being bent.
+            const SLACK: i64 = 20_000_000;
+            let range = before[index] - SLACK..after[index] + SLACK;
+            assert!(range.contains(&there[index]), "clock {clock}: {} is not in {range:?}", there[index]);
+        }
+        before = after;
+    }
+    assert_eq!(child.wait().expect("an end").code(), Some(0));
+}

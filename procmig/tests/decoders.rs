@@ -7,6 +7,7 @@ mod decoders;
 use procmig::signal::altstack::AltStack;
 use procmig::signal::frame::{Delivery, FpuLayout, build};
 use procmig::signal::set::SignalSet;
+use procmig::vdso::distance::Clocks;
 use procmig::wire::bytes::Bytes;
 use procmig::wire::call::ReplyHeader;
 use procmig::wire::control::{Attach, Ids, Link, NodeReply, NodeRequest, SigInfo, ToDeputy, ToNode};
@@ -145,6 +146,7 @@ fn a_damaged_message_is_an_error_at_worst() {
         framed(3, postcard::to_stdvec(&ToNode::Signal(SigInfo([17; 128]))).expect("a message")),
         framed(0, frame::encode(&NodeRequest::Link(Box::new(link))).expect("a request")),
         framed(2, frame::encode(&ToDeputy::Read { tag: 1, file: 2, offset: 3, length: 4 }).expect("a message")),
+        framed(3, postcard::to_stdvec(&ToNode::Awake { round: 1, clocks: Clocks::now() }).expect("a message")),
         framed(3, postcard::to_stdvec(&ToNode::Bytes { tag: 1, result: Ok(Bytes(vec![5; 40])) }).expect("a message")),
         framed(8, postcard::to_stdvec(&remote).expect("a request")),
         framed(9, postcard::to_stdvec(&LinkReply::Open { link: [1; 16], port: 2, node: "n".into() }).expect("a reply")),

@@ -4,6 +4,7 @@ use super::connection::Connection;
 use super::threads::{THREADS, Thread, lock};
 use super::{descriptors, end, home_proc, kernel, lent, link, moving, signals};
 use crate::migration::faults::{self, Step};
+use crate::vdso::distance::Clocks;
 use crate::wire::control::{MAX_MESSAGE, ToDeputy, ToNode};
 use crate::wire::frame;
 use std::io;
@@ -74,7 +75,9 @@ fn run(mut stream: Connection) -> ! {
                     say(&mut stream, &ToNode::Bytes { tag, result: lent::read(file, offset, length) });
                 }
                 Ok(ToDeputy::GiveBack { file }) => lent::take_back(file),
-                Ok(ToDeputy::AreYouAwake { round }) => say(&mut stream, &ToNode::Awake { round }),
+                Ok(ToDeputy::AreYouAwake { round }) => {
+                    say(&mut stream, &ToNode::Awake { round, clocks: Clocks::now() })
+                }
                 Ok(ToDeputy::Hold { epoch }) if moving::is_next(epoch) => {
                     holds = true;
                     relay(&mut stream);

@@ -4,6 +4,7 @@ use super::connection::{self, Connection};
 use super::descriptors::{MAKING, Own};
 use super::threads::lock;
 use super::{Remote, end};
+use crate::vdso::distance::Clocks;
 use crate::wire::control::{Attach, MAX_MESSAGE};
 use crate::wire::frame::{self, FrameError};
 use crate::wire::link::{ConnectionId, LinkId, LinkReply, LinkSecret, RemoteAttach, Side, opening, random};
@@ -66,6 +67,7 @@ pub(super) fn start(remote: Remote, attach: Attach) -> Result<(Connection, Conne
         LinkReply::Open { link, port, node } => (link, port, node),
         LinkReply::Refused(why) => return Err(io::Error::other(why).into()),
     };
+    frame::write_to(&mut stream, &Clocks::now())?;
     socket.set_read_timeout(None)?;
     socket.set_write_timeout(None)?;
     address.set_port(port);

@@ -8,6 +8,7 @@ use super::syscalls::random_bytes;
 use crate::elf::program::{self, Program, ProgramError, ProgramKind};
 use crate::elf::{script, stack};
 use crate::mm::layout::Layout;
+use crate::mm::object::PageObject;
 use crate::mm::{AddressSpace, Backing, MapRequest, ProcessMemory, Protection, RegionFlags};
 use crate::signal::altstack::AltStack;
 use crate::signal::set::SignalSet;
@@ -261,7 +262,7 @@ impl GuestThread {
             map_program(&space, cpu, &self.process, opened, program, base)?;
             entry = program.entry.raw().wrapping_add(base);
         }
-        let vdso = map_vdso(&space, cpu, kernel)?;
+        let vdso = map_vdso(&space, cpu, &self.process.time().vdso)?;
 
         let mut request = MapRequest::anonymous(stack_size, Protection::READ | Protection::WRITE);
         request.protection.set(Protection::EXECUTE, program.executable_stack);
@@ -446,9 +447,9 @@ fn map_program(
     Ok(())
 }
 
-fn map_vdso(space: &AddressSpace, cpu: &mut UserCpu, kernel: &super::Kernel) -> Result<GuestVirtAddr, Errno> {
+fn map_vdso(space: &AddressSpace, cpu: &mut UserCpu, object: &Arc<PageObject>) -> Result<GuestVirtAddr, Errno> {
     let at = space.find_place(vdso::SPAN).ok_or(Errno::ENOMEM)?;
-    let backing = |offset| Backing::Object { object: kernel.vdso.clone(), offset };
+    let backing = |offset| Backing::Object { object: object.clone(), offset };
     let mut request = MapRequest::anonymous(PAGE_SIZE, Protection::READ);
     (request.address, request.fixed) = (at, true);
     request.flags = RegionFlags::SHARED | RegionFlags::SPECIAL | RegionFlags::NO_WRITE;

@@ -25,7 +25,8 @@ pub(super) fn start(kernel: &Arc<Kernel>) -> io::Result<()> {
             let Some(kernel) = kernel.upgrade() else { return };
             round = round.wrapping_add(1);
             if round.is_multiple_of(CLOCK_EVERY) {
-                kernel.clock.update();
+                kernel.time.clock.update();
+                kernel.links.update_clocks();
             }
             follow_deputies(&kernel);
             for process in kernel.processes() {
@@ -42,7 +43,9 @@ pub(super) fn start(kernel: &Arc<Kernel>) -> io::Result<()> {
 fn follow_deputies(kernel: &Kernel) {
     for process in kernel.processes() {
         let stopped = process.is_stopped();
-        if !stopped && !process.threads().iter().any(|thread| thread.gate.is_inside()) {
+        // Who answers says what home's clocks show, too.
+        let is_asked = process.is_remote() && process.time().clock.is_stale();
+        if !stopped && !is_asked && !process.threads().iter().any(|thread| thread.gate.is_inside()) {
             continue;
         }
         if process.is_remote() {

@@ -5,8 +5,10 @@
 
 use super::process::Ending;
 use super::start::StartError;
-use super::{Kernel, lock};
-use crate::wire::control::{self, MAX_REQUEST, VERSION};
+use super::time::Time;
+use super::{Kernel, KernelError, lock};
+use crate::vdso::distance::{Asked, Clocks, Distance};
+use crate::wire::control::{self, MAX_MESSAGE, MAX_REQUEST, VERSION};
 use crate::wire::frame::{self, FrameError};
 use crate::wire::link::{ConnectionId, GREETING, LinkId, LinkReply, LinkSecret, PREFIX, RemoteAttach, Side, random};
 use crate::wire::sealed::{Opener, Sealer};
@@ -15,8 +17,9 @@ use std::collections::HashMap;
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
+use vmm::machine::Machine;
 
 /// How long a connection may take until it has shown that it knows its link's secret.
 const GREETING_TIME: Duration = Duration::from_secs(5);
@@ -41,6 +44,12 @@ pub enum LinkError {
     /// Keys that are none.
     #[error(transparent)]
     Keys(#[from] crate::wire::sealed::BadKeys),
+    /// The other host's clocks show what no clock shows.
+    #[error("another host says of its clocks what cannot be")]
+    Clocks,
+    /// There is no memory for its time.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
     /// The deputy's connections did not come.
     #[error("the connections of a process of another host did not come")]
     NotCome,
@@ -56,6 +65,22 @@ pub struct Home {
     pub number: u32,
     /// Its name.
     pub name: String,
+    /// Its time, since it has told of its clocks: before its first program starts.
+    pub time: OnceLock<Time>,
+}
+
+impl Home {
+    /// It has answered what its clocks show.
+    fn hear(&self, machine: &Arc<Machine>, asked: &Asked, told: &Clocks) -> Result<(), LinkError> {
+        if let Some(time) = self.time.get() {
+            time.clock.hear(asked, told);
+        } else {
+            let distance = Distance::measure(asked, told).ok_or(LinkError::Clocks)?;
+            // Another of its programs may have come first.
+            let _ = self.time.set(Time::new(machine, Some(distance))?);
+        }
+        Ok(())
+    }
 }
 
 /// The link of a program of another host.
@@ -137,6 +162,12 @@ impl Drop for Stranger<'_> {
 }
 
 impl Links {
+    /// Has the clocks of other hosts follow those.
+    pub fn update_clocks(&self) {
+        let homes: Vec<Arc<Home>> = lock(&self.0).homes.values().cloned().collect();
+        homes.iter().filter_map(|home| home.time.get()).for_each(|time| time.clock.update());
+    }
+
     fn admit(&self, from: IpAddr) -> Option<Stranger<'_>> {
         let strangers = &mut lock(&self.0).strangers;
         let count = strangers.values().sum::<usize>();
@@ -156,7 +187,7 @@ impl Links {
             return Err(io::Error::other("too many programs of other hosts run here"));
         }
         let number = state.homes.len() as u32 + 1;
-        let new = || Arc::new(Home { number, name: about.home_name.clone() });
+        let new = || Arc::new(Home { number, name: about.home_name.clone(), time: OnceLock::new() });
         let home = state.homes.entry(about.home).or_insert_with(new).clone();
         let link = Arc::new(Link {
             home,
@@ -264,7 +295,9 @@ impl Kernel {
             return Ok(frame::write_to(stream, &LinkReply::Refused(sentence))?);
         }
         let port = self.port_at(socket.local_addr()?.ip())?;
+        let asked = Asked::now();
         frame::write_to(stream, &LinkReply::Open { link: link.id, port, node: self.name.clone() })?;
+        link.home.hear(&self.machine, &asked, &frame::read_from(stream, MAX_MESSAGE)?)?;
         let control = link.take(&control).ok_or(LinkError::NotCome)?;
         let call = link.take(&call).ok_or(LinkError::NotCome)?;
         Ok(self.start_process(attach, control, call, Some(link.clone()))?)

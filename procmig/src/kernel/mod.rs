@@ -28,27 +28,23 @@ mod start;
 pub mod syscalls;
 pub mod tally;
 pub mod thread;
+pub mod time;
 pub mod timers;
 mod waiter;
 
 use crate::futex::FutexTable;
 use crate::migration::target::Arrivals;
 use crate::mm::file::FileCache;
-use crate::mm::object::{PageObject, Source};
 use crate::mm::segments::Segments;
 use crate::signal::frame::FpuLayout;
-use crate::vdso;
-use crate::vdso::clock::Clock;
-use crate::vdso::page::TimePage;
 use crate::wire::usage::Usage;
 use nix::errno::Errno;
 use process::Process;
 use std::collections::{HashMap, HashSet};
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
-use vmm::addr::{GuestPhysAddr, PAGE_SIZE};
+use time::Time;
 use vmm::machine::Machine;
 
 /// Locks, also where a thread has panicked while it held the lock: what it protects is whole
@@ -97,10 +93,8 @@ pub struct Kernel {
     pub segments: Segments,
     /// Waits on words of memory.
     pub futexes: FutexTable,
-    /// The guests' clocks.
-    pub clock: Clock,
-    /// Time page and vDSO, mapped by every process.
-    pub vdso: Arc<PageObject>,
+    /// The clocks of this host's guests.
+    pub time: Time,
     /// vCPUs with the host threads that run them.
     pub pool: pool::Pool,
     /// Who serves calls that come without an exit.
@@ -139,19 +133,7 @@ impl Kernel {
     /// # Errors
     /// See [`KernelError`].
     pub fn new(name: String, machine: Arc<Machine>) -> Result<Arc<Self>, KernelError> {
-        let object = PageObject::new(machine.clone(), Source::Zeros);
-        let time_page = machine.frames().allocate().map_err(|_| KernelError::Memory)?;
-        object.insert(0, time_page);
-        for (index, chunk) in (1..).zip(vdso::IMAGE.chunks(PAGE_SIZE as usize)) {
-            let frame = machine.frames().allocate().map_err(|_| KernelError::Memory)?;
-            machine.ram().write(frame.address(), chunk);
-            object.insert(index, frame);
-        }
-        let page = host_address(&machine, time_page.address()).cast::<TimePage>();
-        let usable = machine.shares_tsc() && vdso::clock::tsc_is_usable();
-        // SAFETY: the frame is the object's, which the kernel keeps as long as the clock; processes
-        // map it without the right to write.
-        let clock = unsafe { Clock::new(page, None, usable) };
+        let time = Time::new(&machine, None)?;
         let (features, size) = xsave_layout();
         let fpu = FpuLayout::new(features, size).ok_or(KernelError::Fpu)?;
         Ok(Arc::new_cyclic(|kernel: &Weak<Self>| Self {
@@ -159,8 +141,7 @@ impl Kernel {
             files: FileCache::new(machine.clone()),
             segments: Segments::new(machine.clone()),
             futexes: FutexTable::new(),
-            clock,
-            vdso: Arc::new(object),
+            time,
             pool: pool::Pool::new(machine.clone()),
             poller: exitless::poller::Poller::default(),
             timers: timers::Timers::new(),
@@ -274,18 +255,6 @@ impl Kernel {
         }
         true
     }
-
-    /// A guest's clock in nanoseconds.
-    pub fn now(&self, clock: libc::clockid_t) -> Option<u64> {
-        self.clock.now(clock)
-    }
-}
-
-/// Where a guest physical address lies in this process.
-fn host_address(machine: &Machine, at: GuestPhysAddr) -> NonNull<u8> {
-    let base = NonNull::new(machine.ram().host_address()).expect("a mapping is not at address 0");
-    // SAFETY: the address is of a frame, which lies within the mapping.
-    unsafe { base.add(at.raw() as usize) }
 }
 
 /// XCR0 as guests have it, and the bytes of its state in the standard format.

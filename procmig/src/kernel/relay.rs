@@ -172,7 +172,7 @@ impl Connection {
                     return false;
                 }
                 Ok(ToNode::Bytes { tag, result }) => self.process.remote.answer(tag, result.map(|bytes| bytes.0)),
-                Ok(ToNode::Awake { round }) => self.process.remote.is_awake(round),
+                Ok(ToNode::Awake { round, clocks }) => self.process.hear_clocks(round, &clocks),
                 Err(error) => {
                     tracing::warn!(pid = self.process.pid, %error, "the deputy sent what cannot be read");
                     return false;

@@ -2,8 +2,10 @@
 
 use super::lock;
 use super::process::{Ending, Process};
+use super::time::Time;
 use crate::mm::lent::Lender;
 use crate::mm::object::PageObject;
+use crate::vdso::distance::{Asked, Clocks};
 use crate::wire::control::{MAX_READ, ToDeputy};
 use crate::wire::op::{FileIdentity, LentFile};
 use std::collections::HashMap;
@@ -44,7 +46,7 @@ struct State {
     asked: u32,
     awake: u32,
     /// When it was asked.
-    since: Option<Instant>,
+    since: Option<(Instant, Asked)>,
 }
 
 #[derive(Debug, Default)]
@@ -71,9 +73,11 @@ impl Remote {
         self.changed.notify_all();
     }
 
-    /// The deputy is not stopped: it has answered.
-    pub fn is_awake(&self, round: u32) {
-        lock(&self.state).awake = round;
+    /// The deputy is not stopped: it has answered. When that was asked, if it is the last that was asked.
+    fn is_awake(&self, round: u32) -> Option<Asked> {
+        let mut state = lock(&self.state);
+        state.awake = round;
+        state.since.filter(|_| round == state.asked).map(|(_, asked)| asked)
     }
 
     /// Waits until so many signals have come, or `is_over`.
@@ -101,6 +105,23 @@ impl Process {
         (self.home(), self.pid)
     }
 
+    /// Its home's time.
+    pub fn time(&self) -> &Time {
+        self.group.link().and_then(|link| link.home.time.get()).unwrap_or(&self.kernel.time)
+    }
+
+    /// One of its home's clocks in nanoseconds; `None` if it is none that all processes share.
+    pub fn now(&self, clock: libc::clockid_t) -> Option<u64> {
+        self.time().clock.now(clock)
+    }
+
+    /// Its deputy has answered that it is not stopped, and what home's clocks show.
+    pub fn hear_clocks(&self, round: u32, clocks: &Clocks) {
+        if let Some(asked) = self.remote.is_awake(round) {
+            self.time().clock.hear(&asked, clocks);
+        }
+    }
+
     /// Whether its deputy can be asked nothing any more.
     fn is_gone(&self) -> bool {
         self.has_left() || self.ending() == Some(Ending::Lost)
@@ -120,17 +141,17 @@ impl Process {
         let is_stopped = self.is_stopped();
         let mut state = lock(&self.remote.state);
         if state.asked != state.awake {
-            let is_silent = state.since.is_some_and(|since| since.elapsed() > STOPPED);
+            let is_silent = state.since.is_some_and(|(since, _)| since.elapsed() > STOPPED);
             drop(state);
             if is_silent && !is_stopped {
                 self.stop();
             }
             return;
         }
-        if state.since.is_none_or(|since| since.elapsed() > QUESTION) {
-            let round = state.asked.wrapping_add(1);
+        if state.since.is_none_or(|(since, _)| since.elapsed() > QUESTION) {
+            let (round, asked) = (state.asked.wrapping_add(1), Asked::now());
             if self.try_say(&ToDeputy::AreYouAwake { round }) {
-                (state.asked, state.since) = (round, Some(Instant::now()));
+                (state.asked, state.since) = (round, Some((Instant::now(), asked)));
             }
         }
         drop(state);

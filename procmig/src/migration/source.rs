@@ -217,7 +217,7 @@ fn check(kernel: &Kernel, process: &Arc<Process>) -> Result<Arc<AddressSpace>, M
             other.pid
         )));
     }
-    space.describe(&kernel.vdso).map_err(|error| bound(error.into()))?;
+    space.describe(&process.time().vdso).map_err(|error| bound(error.into()))?;
     Ok(space)
 }
 
@@ -357,7 +357,7 @@ impl Copy<'_> {
         // memory nothing is sent yet. The old memory is kept, so its frames are no other's.
         self.space = check(self.kernel, process)?;
         let bound = |error: DescribeError| MigrateError::Bound { pid: process.pid, reason: error.into() };
-        let description = self.space.describe(&self.kernel.vdso).map_err(bound)?;
+        let description = self.space.describe(&process.time().vdso).map_err(bound)?;
         self.dirty.add(&tracker.take()?);
         let before = self.link.bytes;
         let mut round = Round::default();

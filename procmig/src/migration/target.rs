@@ -360,7 +360,7 @@ impl Hold<'_> {
         let mut objects = Vec::new();
         for (index, object) in (0..).zip(&image.space.objects) {
             objects.push(match object {
-                ObjectImage::Vdso => kernel.vdso.clone(),
+                ObjectImage::Vdso => kernel.time.vdso.clone(),
                 ObjectImage::File(identity) => kernel.files.read_only(*identity, next()?),
                 ObjectImage::SharedFile { identity, writable } => kernel.files.shared(*identity, next()?, *writable),
                 ObjectImage::Segment { id, writable } => {

@@ -129,7 +129,7 @@ fn object_index(
 }
 
 impl AddressSpace {
-    /// Describes it; `vdso` is what every process of the node maps.
+    /// Describes it; `vdso` is what it and others map to read the clocks.
     ///
     /// # Errors
     /// See [`DescribeError`].

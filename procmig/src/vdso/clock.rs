@@ -5,13 +5,16 @@
 //! the host's clock soon: a line is only ever continued where it is, or from later, so
 //! `CLOCK_MONOTONIC` never goes back. The real-time clock is that line plus an offset that changes
 //! only when the host's clock is set.
+//!
+//! Guests of another home have that host's clocks: this host's, at the [`Distance`] that was measured.
 
+use super::distance::{Asked, Clocks, Distance};
 use super::page::{Lines, TimePage, scale};
 use std::fs;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The line shall meet the host's clock after this many nanoseconds, or after twice the time since
 /// the last update if that is longer: so noise is damped, and updates that come late do not overshoot.
@@ -32,8 +35,11 @@ const MAX_SPAN: u64 = 4_000_000_000;
 /// Nanoseconds by which a measured offset may miss the one in use before that was changed.
 const OFFSET_NOISE: i64 = 1000;
 
+/// What another host has said of its clocks may be so old, until it is asked again.
+const FRESH: Duration = Duration::from_secs(4);
+
 /// A host clock in nanoseconds.
-fn host(clock: libc::clockid_t) -> u64 {
+pub(super) fn host(clock: libc::clockid_t) -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is the place that the call writes to.
     unsafe { libc::clock_gettime(clock, &mut time) };
@@ -88,7 +94,7 @@ fn sample(clock: libc::clockid_t) -> (Sample, u64) {
 }
 
 /// How much `clock` is ahead of `CLOCK_MONOTONIC`: no less and no more than this.
-fn offset(clock: libc::clockid_t) -> (i64, i64) {
+pub(super) fn offset(clock: libc::clockid_t) -> (i64, i64) {
     let mut bounds = (i64::MIN, i64::MAX);
     for _ in 0..TRIES {
         let before = host(libc::CLOCK_MONOTONIC);
@@ -102,10 +108,15 @@ fn offset(clock: libc::clockid_t) -> (i64, i64) {
     bounds
 }
 
+/// Half way between two bounds.
+pub(super) fn middle((low, high): (i64, i64)) -> i64 {
+    low.wrapping_add(high.wrapping_sub(low) / 2)
+}
+
 /// Changes an offset only if what was measured contradicts it.
-fn keep_offset(current: &mut i64, (low, high): (i64, i64)) {
+pub(super) fn keep_offset(current: &mut i64, (low, high): (i64, i64)) {
     if *current < low.saturating_sub(OFFSET_NOISE) || *current > high.saturating_add(OFFSET_NOISE) {
-        *current = low.wrapping_add(high.wrapping_sub(low) / 2);
+        *current = middle((low, high));
     }
 }
 
@@ -165,9 +176,46 @@ struct State {
     realtime: i64,
     boottime: i64,
     tai: i64,
+    /// Of another host's clocks, if they are the guests', and when it was last heard of.
+    distance: Option<(Distance, Instant)>,
+    /// Without a TSC: what another host's `CLOCK_MONOTONIC` and `CLOCK_MONOTONIC_RAW` have shown already.
+    floor: (u64, u64),
 }
 
-/// The clocks of a node's guests.
+impl State {
+    /// A clock that is read without a TSC.
+    fn read(&mut self, clock: libc::clockid_t) -> Option<u64> {
+        let Some((distance, _)) = self.distance else {
+            return match clock {
+                libc::CLOCK_REALTIME
+                | libc::CLOCK_MONOTONIC
+                | libc::CLOCK_MONOTONIC_RAW
+                | libc::CLOCK_REALTIME_COARSE
+                | libc::CLOCK_MONOTONIC_COARSE
+                | libc::CLOCK_BOOTTIME
+                | libc::CLOCK_TAI => Some(host(clock)),
+                libc::CLOCK_REALTIME_ALARM => Some(host(libc::CLOCK_REALTIME)),
+                libc::CLOCK_BOOTTIME_ALARM => Some(host(libc::CLOCK_BOOTTIME)),
+                _ => None,
+            };
+        };
+        if clock == libc::CLOCK_MONOTONIC_RAW {
+            self.floor.1 = host(clock).wrapping_add(distance.raw as u64).max(self.floor.1);
+            return Some(self.floor.1);
+        }
+        self.floor.0 = host(libc::CLOCK_MONOTONIC).wrapping_add(distance.monotonic as u64).max(self.floor.0);
+        let ahead = |ahead: i64| self.floor.0.wrapping_add(ahead as u64);
+        Some(match clock {
+            libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_COARSE | libc::CLOCK_REALTIME_ALARM => ahead(distance.realtime),
+            libc::CLOCK_MONOTONIC | libc::CLOCK_MONOTONIC_COARSE => self.floor.0,
+            libc::CLOCK_BOOTTIME | libc::CLOCK_BOOTTIME_ALARM => ahead(distance.boottime),
+            libc::CLOCK_TAI => ahead(distance.tai),
+            _ => return None,
+        })
+    }
+}
+
+/// The clocks of a node's guests that have one home.
 #[derive(Debug)]
 pub struct Clock {
     page: NonNull<TimePage>,
@@ -188,6 +236,22 @@ impl Clock {
     /// `page` must be valid for reads and writes, aligned, as long as the clock exists, and nobody
     /// else may write to it but guests.
     pub unsafe fn new(page: NonNull<TimePage>, tsc_khz: Option<u32>, usable: bool) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { Self::at(page, tsc_khz, usable, None) }
+    }
+
+    /// The same with another host's clocks, which are so far from this one's.
+    ///
+    /// # Safety
+    /// As of [`new`](Self::new).
+    pub unsafe fn of_home(page: NonNull<TimePage>, usable: bool, distance: Distance) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { Self::at(page, None, usable, Some(distance)) }
+    }
+
+    /// # Safety
+    /// As of [`new`](Self::new).
+    unsafe fn at(page: NonNull<TimePage>, tsc_khz: Option<u32>, usable: bool, distance: Option<Distance>) -> Self {
         let (first, raw_first) = (sample(libc::CLOCK_MONOTONIC).0, sample(libc::CLOCK_MONOTONIC_RAW).0);
         let mut multiplier = None;
         if usable {
@@ -204,12 +268,14 @@ impl Clock {
             }
         }
         let rate = |first| Rate { multiplier: multiplier.unwrap_or(0), oldest: first, newer: first };
+        let (ahead, raw_ahead) = distance.map_or((0, 0), |distance| (distance.monotonic, distance.raw));
+        let raw = raw_first.time.wrapping_add(raw_ahead as u64);
         let lines = multiplier.map(|multiplier| Lines {
             tsc_base: first.tsc,
             multiplier,
             raw_multiplier: multiplier,
-            monotonic: first.time,
-            raw: raw_first.time.wrapping_sub(scale(raw_first.tsc.wrapping_sub(first.tsc), multiplier)),
+            monotonic: first.time.wrapping_add(ahead as u64),
+            raw: raw.wrapping_sub(scale(raw_first.tsc.wrapping_sub(first.tsc), multiplier)),
             ..Lines::default()
         });
         let state = State {
@@ -221,6 +287,8 @@ impl Clock {
             realtime: 0,
             boottime: 0,
             tai: 0,
+            distance: distance.map(|distance| (distance, Instant::now())),
+            floor: (0, 0),
         };
         let clock = Self { page, state: Mutex::new(state) };
         clock.update();
@@ -243,6 +311,19 @@ impl Clock {
         unsafe { self.page.as_ref() }.cpus.store(cpus, Ordering::Relaxed);
     }
 
+    /// Another host, whose clocks these are, has answered what they show.
+    pub fn hear(&self, asked: &Asked, told: &Clocks) {
+        if let Some((distance, heard)) = &mut self.lock().distance {
+            distance.correct(asked, told);
+            *heard = Instant::now();
+        }
+    }
+
+    /// Whether these are another host's clocks, which should be asked for again.
+    pub fn is_stale(&self) -> bool {
+        self.lock().distance.is_some_and(|(_, heard)| heard.elapsed() > FRESH)
+    }
+
     /// Measures the host's clocks and bends the guests' towards them; to be called about four times
     /// a second. The clocks go on, if less exactly, when it is late.
     pub fn update(&self) {
@@ -250,9 +331,15 @@ impl Clock {
         let state = &mut *state;
         // SAFETY: the caller of `new` promised that the page is there; only atomics are in it.
         let page = unsafe { self.page.as_ref() };
-        keep_offset(&mut state.realtime, offset(libc::CLOCK_REALTIME));
-        keep_offset(&mut state.boottime, offset(libc::CLOCK_BOOTTIME));
-        keep_offset(&mut state.tai, offset(libc::CLOCK_TAI));
+        let (mut ahead, mut raw_ahead) = (state.ahead, 0);
+        if let Some((distance, _)) = state.distance {
+            (state.realtime, state.boottime, state.tai) = (distance.realtime, distance.boottime, distance.tai);
+            (ahead, raw_ahead) = (ahead.wrapping_add(distance.monotonic), distance.raw);
+        } else {
+            keep_offset(&mut state.realtime, offset(libc::CLOCK_REALTIME));
+            keep_offset(&mut state.boottime, offset(libc::CLOCK_BOOTTIME));
+            keep_offset(&mut state.tai, offset(libc::CLOCK_TAI));
+        }
         let Some(old) = state.lines else {
             page.publish(&mut state.sequence, || None);
             return;
@@ -264,14 +351,15 @@ impl Clock {
         if widest <= MAX_SAMPLE {
             state.rate.measure(now);
             state.raw_rate.measure(raw);
-            let target = now.time.wrapping_add(state.ahead as u64);
+            let target = now.time.wrapping_add(ahead as u64);
             let mut error = target.wrapping_sub(old.monotonic.wrapping_add(old.elapsed(now.tsc))) as i64;
             if error < -MAX_AHEAD {
                 state.ahead = state.ahead.wrapping_sub(error);
                 error = 0;
             }
             bent = state.rate.steer(error, old.elapsed(now.tsc));
-            let error = raw.time.wrapping_sub(old.raw.wrapping_add(old.raw_elapsed(raw.tsc))) as i64;
+            let target = raw.time.wrapping_add(raw_ahead as u64);
+            let error = target.wrapping_sub(old.raw.wrapping_add(old.raw_elapsed(raw.tsc))) as i64;
             raw_bent = state.raw_rate.steer(error.max(-MAX_AHEAD), old.raw_elapsed(raw.tsc));
         }
         let (realtime, boottime) = (state.realtime.wrapping_sub(state.ahead), state.boottime);
@@ -298,21 +386,8 @@ impl Clock {
     /// A guest's clock in nanoseconds, the same that the vDSO tells; `None` if it is none of those
     /// that are the same for every process.
     pub fn now(&self, clock: libc::clockid_t) -> Option<u64> {
-        let state = self.lock();
-        let Some(lines) = &state.lines else {
-            return match clock {
-                libc::CLOCK_REALTIME
-                | libc::CLOCK_MONOTONIC
-                | libc::CLOCK_MONOTONIC_RAW
-                | libc::CLOCK_REALTIME_COARSE
-                | libc::CLOCK_MONOTONIC_COARSE
-                | libc::CLOCK_BOOTTIME
-                | libc::CLOCK_TAI => Some(host(clock)),
-                libc::CLOCK_REALTIME_ALARM => Some(host(libc::CLOCK_REALTIME)),
-                libc::CLOCK_BOOTTIME_ALARM => Some(host(libc::CLOCK_BOOTTIME)),
-                _ => None,
-            };
-        };
+        let mut state = self.lock();
+        let Some(lines) = &state.lines else { return state.read(clock) };
         let tsc = rdtsc();
         let from = |base: u64| base.wrapping_add(lines.elapsed(tsc));
         let coarse = |time: u64| time - time % COARSE;

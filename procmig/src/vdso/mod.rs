@@ -5,6 +5,7 @@
 //! [`clock::Clock`] keeps the page right.
 
 pub mod clock;
+pub mod distance;
 pub mod page;
 
 /// The ELF shared object, to be mapped as it is.

@@ -1,4 +1,5 @@
 use super::clock::{Clock, tsc_is_usable};
+use super::distance::{Asked, Clocks, Distance};
 use super::page::{Lines, TimePage};
 use super::*;
 use goblin::elf::Elf;
@@ -132,6 +133,66 @@ fn the_clocks_are_those_of_the_host_and_never_go_back() {
         let (before, after) = (read(coarse), read(fine));
         assert!(before <= after && after - before < 500_000_000);
     }
+}
+
+/// What a host says that was started so many nanoseconds before this one and is as much fast.
+fn elsewhere(ahead: i64) -> Clocks {
+    let here = Clocks::now();
+    let time = |time: u64| time.wrapping_add(ahead as u64);
+    Clocks { monotonic: time(here.monotonic), raw: time(here.raw), ..here }
+}
+
+#[test]
+fn another_hosts_clocks_are_followed_and_never_go_back() {
+    const DAY: i64 = 86_400_000_000_000;
+    /// As a host that is corrected wrongly time and again would have it.
+    const JITTER: i64 = 3_000_000;
+    for usable in [tsc_is_usable(), false] {
+        let mapped = Mapped::new();
+        let asked = Asked::now();
+        let distance = Distance::measure(&asked, &elsewhere(DAY)).unwrap();
+        // SAFETY: the mapping stays for as long as the process.
+        let clock = unsafe { Clock::of_home(NonNull::from(mapped.page()), usable, distance) };
+        let vdso = mapped.clock_gettime();
+        // Without a TSC guests make system calls, which are answered so.
+        let read = |id| if usable { vdso(id) } else { clock.now(id).unwrap() };
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for jitter in [JITTER, -JITTER, 0].into_iter().cycle() {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    clock.hear(&Asked::now(), &elsewhere(DAY + jitter));
+                    clock.update();
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            });
+            let end = Instant::now() + Duration::from_millis(500);
+            let mut last = CLOCKS.map(read);
+            let mut wrong = None;
+            while Instant::now() < end && wrong.is_none() {
+                for (last, id) in last.iter_mut().zip(CLOCKS) {
+                    let now = read(id);
+                    wrong = wrong.or((now < *last).then(|| (id, *last - now)));
+                    *last = now;
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+            assert_eq!(wrong, None, "a clock went back");
+        });
+        for id in CLOCKS {
+            let apart = distance_from(id, DAY, read);
+            assert!(apart < 2 * JITTER as u64 + 200_000, "clock {id}: {apart}, usable {usable}");
+        }
+        assert_eq!(clock.now(99), None);
+        assert!(!clock.is_stale());
+    }
+}
+
+/// As [`distance`] of a clock that is ahead of libc's.
+fn distance_from(clock: i32, ahead: i64, read: impl Fn(i32) -> u64) -> u64 {
+    distance(clock, |id| read(id).wrapping_sub(ahead as u64))
 }
 
 #[test]

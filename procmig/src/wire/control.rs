@@ -12,10 +12,11 @@ use super::sealed::StreamKeys;
 use super::usage::Usage;
 use crate::migration::record::{Event, Record};
 use crate::migration::wire::{Offer, Ticket};
+use crate::vdso::distance::Clocks;
 use serde::{Deserialize, Serialize};
 
 /// Version of these protocols; peers must agree.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// Cap on the frame of a [`NodeRequest`]: the arguments and environment are in it.
 pub const MAX_REQUEST: usize = 8 << 20;
 /// Cap on every other frame.
@@ -316,6 +317,8 @@ pub enum ToNode {
     Awake {
         /// As asked.
         round: u32,
+        /// What home's clocks show.
+        clocks: Clocks,
     },
 }
 

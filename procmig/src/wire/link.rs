@@ -1,7 +1,8 @@
 //! The link of a program that runs on another host than its home, and the connections that belong to it.
 //!
 //! The link is the connection that the two `skeind` have made and handed over: its sealed frames are the deputy's
-//! [`RemoteAttach`] and the node's [`LinkReply`], and then nothing. It stays open as long as any process of the
+//! [`RemoteAttach`], the node's [`LinkReply`], and what home's [`Clocks`](crate::vdso::distance::Clocks) show, at once
+//! when the reply has come; and then nothing. It stays open as long as any process of the
 //! program's lives, and when it ends, whoever ended it, all of them are lost.
 //!
 //! Every other connection the deputies open themselves, to a port of the node's. No handshake is needed, since both

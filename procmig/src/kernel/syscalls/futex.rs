@@ -81,7 +81,7 @@ fn wait(
             Ok(nanos) if relative => Some(nanos),
             Ok(nanos) => {
                 let clock = if op & CLOCK_REALTIME != 0 { libc::CLOCK_REALTIME } else { libc::CLOCK_MONOTONIC };
-                let now = guest.kernel().now(clock).unwrap_or(0);
+                let now = guest.process.now(clock).unwrap_or(0);
                 Some(nanos.saturating_sub(now))
             }
             Err(errno) => return Outcome::Return(failure(errno)),

@@ -117,7 +117,7 @@ pub fn clock_nanosleep(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 
         Err(errno) => return Outcome::Return(failure(errno)),
     };
     let clock = args[0] as i32;
-    let Some(now) = guest.kernel().now(clock) else {
+    let Some(now) = guest.process.now(clock) else {
         let errno = if clock == libc::CLOCK_THREAD_CPUTIME_ID { Errno::EINVAL } else { Errno::EOPNOTSUPP };
         return Outcome::Return(failure(errno));
     };

@@ -13,7 +13,7 @@ use vmm::user_cpu::UserCpu;
 
 /// Nanoseconds of a clock as this thread sees it.
 fn read_clock(guest: &GuestThread, clock: i32) -> Result<u64, Errno> {
-    if let Some(now) = guest.kernel().now(clock) {
+    if let Some(now) = guest.process.now(clock) {
         return Ok(now);
     }
     match clock {
@@ -157,7 +157,7 @@ pub fn timer_create(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6])
         libc::CLOCK_PROCESS_CPUTIME_ID => Counts::ProcessCpu(guest.process.pid),
         libc::CLOCK_THREAD_CPUTIME_ID => Counts::ThreadCpu(guest.thread.tid()),
         clock if clock < 0 => cpu_clock(guest, clock)?,
-        clock if guest.kernel().now(clock).is_some() => Counts::Time,
+        clock if guest.process.now(clock).is_some() => Counts::Time,
         _ => return Err(Errno::EINVAL),
     };
     let event = match args[1] {

@@ -122,7 +122,7 @@ pub fn times(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Out
                 })
             })?;
         }
-        Ok(guest.kernel().now(libc::CLOCK_MONOTONIC).unwrap_or(0) / TICK)
+        Ok(guest.process.now(libc::CLOCK_MONOTONIC).unwrap_or(0) / TICK)
     })();
     result.into()
 }
