@@ -2,6 +2,7 @@
 //! nothing, and what fails leaves them where they are.
 
 mod faults;
+mod hostile;
 mod refusals;
 mod wandering;
 

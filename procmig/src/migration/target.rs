@@ -24,6 +24,7 @@ use crate::wire::frame::{self, FrameError};
 use nix::errno::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
@@ -209,6 +210,11 @@ struct Pages {
     large: BTreeMap<u64, Frame>,
 }
 
+/// The first page of the large page around one.
+fn block_of(page: u64) -> u64 {
+    page / u64::from(FRAMES_PER_BLOCK) * u64::from(FRAMES_PER_BLOCK)
+}
+
 /// Memory that has come.
 struct Hold<'a> {
     kernel: &'a Arc<Kernel>,
@@ -219,7 +225,7 @@ struct Hold<'a> {
 impl Pages {
     /// The frame of a page that is here.
     fn get(&self, page: u64) -> Option<Frame> {
-        let block = page / u64::from(FRAMES_PER_BLOCK) * u64::from(FRAMES_PER_BLOCK);
+        let block = block_of(page);
         match self.large.get(&block) {
             Some(first) => Some(first.offset((page - block) as u32)),
             None => self.small.get(&page).copied(),
@@ -235,9 +241,14 @@ impl Hold<'_> {
         let mut places: Vec<libc::iovec> = Vec::new();
         let mut coming: Vec<Frame> = Vec::new();
         for run in runs {
-            for page in run.first..run.first + u64::from(run.count) {
+            let pages = run.first..run.first + u64::from(run.count);
+            if run.content == Content::Nothing {
+                self.drop_pages(run.owner, pages);
+                continue;
+            }
+            for page in pages {
                 match run.content {
-                    Content::Nothing => self.drop_page(run.owner, page),
+                    Content::Nothing => {}
                     Content::Zeros => {
                         let frame = self.frame(run.owner, page, run.large)?;
                         ram.zero(frame);
@@ -271,19 +282,26 @@ impl Hold<'_> {
         }
     }
 
-    fn drop_page(&mut self, owner: Owner, page: u64) {
-        let frames = self.kernel.machine.frames();
-        let block = page / u64::from(FRAMES_PER_BLOCK) * u64::from(FRAMES_PER_BLOCK);
-        let pages = self.pages(owner);
-        if let Some(first) = pages.large.remove(&block) {
-            // What is left of a large page is many small ones.
-            let rest = (0..FRAMES_PER_BLOCK).map(|i| (block + u64::from(i), first.offset(i)));
-            pages.small.extend(rest);
+    /// Forgets pages: as many as are here, however many are claimed.
+    fn drop_pages(&mut self, owner: Owner, range: Range<u64>) {
+        let pages = match owner {
+            Owner::Space => &mut self.space,
+            Owner::Object(index) => match self.objects.get_mut(&index) {
+                Some(pages) => pages,
+                None => return,
+            },
+        };
+        // What is left of a large page is many small ones.
+        let blocks = block_of(range.start)..range.end;
+        let large: Vec<u64> = pages.large.range(blocks).map(|(&block, _)| block).collect();
+        for block in large {
+            if let Some(first) = pages.large.remove(&block) {
+                pages.small.extend((0..FRAMES_PER_BLOCK).map(|i| (block + u64::from(i), first.offset(i))));
+            }
         }
-        let dropped = pages.small.remove(&page);
-        if let Some(frame) = dropped {
-            frames.release(frame);
-        }
+        let dropped: Vec<u64> = pages.small.range(range).map(|(&page, _)| page).collect();
+        let dropped: Vec<Frame> = dropped.iter().filter_map(|page| pages.small.remove(page)).collect();
+        self.kernel.machine.frames().release_all(&dropped);
     }
 
     /// The frame for a page, made if it is not there; it is zeros then.
@@ -294,7 +312,7 @@ impl Hold<'_> {
         if let Some(frame) = pages.get(page) {
             return Ok(frame);
         }
-        let block = page / u64::from(FRAMES_PER_BLOCK) * u64::from(FRAMES_PER_BLOCK);
+        let block = block_of(page);
         let is_free = || pages.small.range(block..block + u64::from(FRAMES_PER_BLOCK)).next().is_none();
         if large
             && is_free()

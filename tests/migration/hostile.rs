@@ -1,0 +1,258 @@
+//! A source, and a deputy, that say what they should not: the node refuses it, or takes it and gives it up, and has
+//! afterwards what it had before.
+
+use crate::Pair;
+use procmig::migration::image::{ObjectImage, ProcessImage, RegionImage, SpaceImage, ThreadImage};
+use procmig::migration::wire::{Content, FromSource, Offer, Owner, Reply, Run, Ticket};
+use procmig::signal::altstack::AltStack;
+use procmig::wire::control::{Ids, MAX_MESSAGE, NodeReply, NodeRequest, ToNode, VERSION};
+use procmig::wire::frame;
+use skein_tests::mover::Random;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Of the first process; each has its own, since one that is not taken up is kept for a while.
+const PID: i32 = 2_000_000_001;
+const PAGE: usize = 4096;
+/// Where its code lies, and how many pages its memory has.
+const CODE: u64 = 0x40_0000;
+const PAGES: u32 = 4;
+
+fn offer(pid: i32) -> Offer {
+    Offer { version: VERSION, pid, name: "hostile".into(), bytes: 1 << 20, threads: 1, fpu: (832, 0), hwcap: (0, 0) }
+}
+
+/// One thread that runs in a circle, in memory that it may write.
+fn image(pid: i32) -> ProcessImage {
+    let mut regs = [0; 18];
+    // The instruction pointer is the last but one, flags the last.
+    (regs[16], regs[17]) = (CODE, 0x202);
+    let region = |start: u64, backing| RegionImage {
+        start,
+        end: start + u64::from(PAGES) * PAGE as u64,
+        protection: 7,
+        flags: 0,
+        backing,
+        name: "area".into(),
+    };
+    ProcessImage {
+        pid,
+        parent: 1,
+        epoch: 1,
+        name: b"hostile".to_vec(),
+        argv: vec![b"hostile".to_vec(); 3],
+        executable: b"/bin/true".to_vec(),
+        ids: Ids { uid: 0, euid: 0, gid: 0, egid: 0 },
+        auxiliary: vec![0; 16],
+        places: [CODE; 5],
+        limits: vec![(7, 1024, 4096)],
+        pending: Default::default(),
+        actions: vec![[0; 4]; 64],
+        timers: Vec::new(),
+        next_timer: 0,
+        ended: Default::default(),
+        children: Default::default(),
+        peak_resident: 0,
+        cpu_warned: 0,
+        leader_status: 0,
+        leader_seq: None,
+        home_signals: Default::default(),
+        trace: false,
+        report: false,
+        stopped: false,
+        memory_limit: None,
+        max_threads: None,
+        threads: vec![ThreadImage {
+            tid: pid,
+            regs,
+            bases: (0, 0),
+            fpu: Vec::new(),
+            mask: Default::default(),
+            saved_mask: None,
+            pending: Default::default(),
+            altstack: AltStack::default(),
+            clear_tid: 0,
+            robust_list: 0,
+            last_fault: (0, 0, 0),
+            usage: Default::default(),
+            charged: 0,
+            affinity: None,
+            seq: 0,
+            call: None,
+        }],
+        space: SpaceImage {
+            layout: [0x7ff0_0000_0000, 0x7fe0_0000_0000, CODE, 0x1000],
+            limit: u64::MAX,
+            heap: (0x80_0000, 0x80_0000),
+            objects: vec![ObjectImage::Memory],
+            regions: vec![region(CODE, None), region(CODE + 0x10_0000, Some((0, 0)))],
+            segments: Vec::new(),
+        },
+    }
+}
+
+fn run(owner: Owner, first: u64, count: u32, content: Content) -> Run {
+    Run { owner, first, count, large: false, content }
+}
+
+/// What a source says after its offer, one message each; an image at last.
+fn conversation(pid: i32) -> Vec<Vec<u8>> {
+    let first = CODE / PAGE as u64;
+    let runs = vec![
+        run(Owner::Space, first, PAGES, Content::Bytes),
+        run(Owner::Object(0), 0, PAGES, Content::Zeros),
+        run(Owner::Space, first + 1, 1, Content::Nothing),
+    ];
+    let mut pages = frame::encode(&FromSource::Pages(runs)).expect("a message");
+    // jmp .
+    let code = [0xeb, 0xfe].repeat(PAGE / 2);
+    (0..PAGES).for_each(|_| pages.extend_from_slice(&code));
+    vec![pages, frame::encode(&FromSource::Image(Box::new(image(pid)))).expect("a message")]
+}
+
+/// Says it on a connection of its own; the ticket if the node takes the process.
+fn say(socket: &Path, pid: i32, messages: &[Vec<u8>]) -> Option<(Ticket, UnixStream)> {
+    let stream = UnixStream::connect(socket).expect("the node is there");
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+    frame::send(&stream, &NodeRequest::Receive(offer(pid)), &[]).expect("it listens");
+    match frame::receive(&stream, MAX_MESSAGE).expect("an answer").0 {
+        Reply::Ready(_) => {}
+        Reply::Refused(reason) => panic!("{reason}"),
+    }
+    for message in messages {
+        // It may have been refused already.
+        let _ = (&stream).write_all(message);
+    }
+    stream.shutdown(std::net::Shutdown::Write).expect("a socket");
+    match frame::receive(&stream, MAX_MESSAGE) {
+        Ok((Reply::Ready(ticket), _)) => Some((ticket, stream)),
+        Ok((Reply::Refused(reason), _)) => {
+            assert!(!reason.is_empty());
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+/// As a deputy, takes the process up; whether the node lets it.
+fn adopt(socket: &Path, pid: i32, ticket: Ticket) -> bool {
+    let control = UnixStream::connect(socket).expect("the node is there");
+    let (ours, theirs) = UnixStream::pair().expect("sockets");
+    let request = NodeRequest::Adopt { ticket, threads: vec![pid], more: false };
+    let is_done = frame::send(&control, &request, &[theirs.as_raw_fd()]).is_ok()
+        && matches!(frame::receive(&control, MAX_MESSAGE), Ok((NodeReply::Done, _)));
+    if is_done {
+        let _ = frame::send(&control, &ToNode::Run { epoch: 1 }, &[]);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    drop((ours, control));
+    is_done
+}
+
+/// What the node has: processes, threads, and bytes of RAM in use.
+fn has(pair: &Pair) -> (u64, u64, u64) {
+    let json = pair.host.skein(&["node", "ls", "--json"]).expect("the node answers");
+    let nodes: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let node = nodes.as_array().and_then(|nodes| nodes.iter().find(|node| node["name"] == "a")).expect("the node");
+    let number = |what: &str| node[what].as_u64().expect("a number");
+    (number("processes"), number("threads"), number("memory_used"))
+}
+
+/// Waits until the node has no more than this again.
+fn recovers(pair: &Pair, before: (u64, u64, u64)) {
+    // Tables that are out of use wait for each other.
+    const NOISE: u64 = 5 << 20;
+    let since = Instant::now();
+    loop {
+        let now = has(pair);
+        if (now.0, now.1) == (before.0, before.1) && now.2 <= before.2 + NOISE {
+            break;
+        }
+        assert!(since.elapsed() < Duration::from_secs(20), "{before:?} has become {now:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = pair.mosrun(&crate::words(&["/bin/echo", "well"])).output().expect("mosrun");
+    assert_eq!(output.stdout, b"well\n", "{output:?}");
+}
+
+#[test]
+fn damaged_migrations_are_refused_and_leave_nothing() {
+    let Some(pair) = Pair::start() else { return };
+    let socket = pair.socket("a");
+    let before = has(&pair);
+    // Undamaged, it is taken and runs: so what follows begins from something that works.
+    let (ticket, stream) = say(&socket, PID, &conversation(PID)).expect("it is taken");
+    assert!(adopt(&socket, PID, ticket));
+    drop(stream);
+    recovers(&pair, before);
+    let mut random = Random(11);
+    let (mut taken, mut adopted) = (0, 0);
+    for round in 1..=400 {
+        let pid = PID + round;
+        let mut messages = conversation(pid);
+        let which = random.below(messages.len() as u64) as usize;
+        for _ in 0..=random.below(4) {
+            let message = &mut messages[which];
+            // Lengths and headers are worth more than what pages hold.
+            let span = if which == 0 { 64 } else { message.len() as u64 };
+            let at = random.below(span.min(message.len() as u64)) as usize;
+            match random.below(6) {
+                0 => message[at] = random.below(256) as u8,
+                1 => message[at] ^= 1 << random.below(8),
+                2 => message[at] = 0xff,
+                3 => message.insert(at, random.below(256) as u8),
+                4 => drop(message.remove(at)),
+                _ => message.truncate(at.max(1)),
+            }
+            // Else the length would be all that is wrong.
+            if random.below(4) > 0 && which > 0 && message.len() > 4 {
+                let length = (message.len() - 4) as u32;
+                message[..4].copy_from_slice(&length.to_le_bytes());
+            }
+        }
+        if let Some((ticket, _stream)) = say(&socket, pid, &messages) {
+            taken += 1;
+            adopted += u32::from(round % 2 == 0 && adopt(&socket, pid, ticket));
+        }
+    }
+    eprintln!("{taken} of 400 were taken, {adopted} ran");
+    assert!(taken > 0 && adopted > 0 && taken < 400, "{taken} were taken, {adopted} ran");
+    recovers(&pair, before);
+}
+
+#[test]
+fn claims_cost_the_node_nothing() {
+    let Some(pair) = Pair::start() else { return };
+    let socket = pair.socket("a");
+    let before = has(&pair);
+    let pages = |runs: Vec<Run>| frame::encode(&FromSource::Pages(runs)).expect("a message");
+    // Pages that are forgotten are not looked for one by one.
+    let most = |index| run(Owner::Object(index), 0, u32::MAX, Content::Nothing);
+    let since = Instant::now();
+    let forgets: Vec<Vec<u8>> =
+        (0..50).map(|round: u32| pages((0..2048).map(|index| most(round * 2048 + index)).collect())).collect();
+    let mut messages = vec![conversation(PID).remove(0)];
+    messages.extend(forgets);
+    messages.push(pages(vec![run(Owner::Space, 0, u32::MAX, Content::Nothing)]));
+    assert!(say(&socket, PID, &messages).is_none());
+    assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+    // More pages than may come at once, none, some beyond the last, and a message that is not all there.
+    for message in [
+        pages(vec![run(Owner::Space, 0, u32::MAX, Content::Zeros)]),
+        pages(vec![run(Owner::Space, 0, 0, Content::Zeros)]),
+        pages(vec![run(Owner::Space, u64::MAX, 2, Content::Nothing)]),
+        pages(vec![run(Owner::Space, u64::MAX / 4096, 1, Content::Bytes)]),
+        u32::MAX.to_le_bytes().to_vec(),
+        [&(60u32 << 20).to_le_bytes()[..], b"short"].concat(),
+    ] {
+        assert!(say(&socket, PID, &[message]).is_none());
+    }
+    // As much memory as there is, and more.
+    let zeros = |index: u64| pages(vec![run(Owner::Space, index * 2048, 2048, Content::Zeros)]);
+    let zeros: Vec<Vec<u8>> = (0..2000).map(zeros).collect();
+    assert!(say(&socket, PID, &zeros).is_none());
+    recovers(&pair, before);
+}
