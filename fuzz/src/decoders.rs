@@ -5,6 +5,9 @@ use nix::errno::Errno;
 use procmig::calls::{marshal, row};
 use procmig::channel::CallChannel;
 use procmig::elf::{program as elf, script};
+use procmig::kernel::timers::ProcessTimers;
+use procmig::migration::target;
+use procmig::migration::wire::{self as migration_wire, FromSource, Offer, Reply};
 use procmig::signal::altstack::AltStack;
 use procmig::signal::frame::{self as signal, FpuLayout};
 use procmig::usermem::UserMemory;
@@ -177,6 +180,31 @@ pub fn message(data: &[u8]) {
         8 => decoded::<RemoteAttach>(bytes),
         9 => decoded::<LinkReply>(bytes),
         _ => decoded::<LentFile>(bytes),
+    }
+}
+
+/// What the source of a migration sends, and what its target answers.
+pub fn migration(data: &[u8]) {
+    let Some((kind, bytes)) = data.split_first() else { return };
+    match kind % 3 {
+        0 => decoded::<Offer>(bytes),
+        1 => decoded::<Reply>(bytes),
+        _ => match postcard::from_bytes::<FromSource>(bytes) {
+            Ok(FromSource::Pages(runs)) => {
+                if let Some(bytes) = migration_wire::bytes_of(&runs) {
+                    assert!(bytes <= migration_wire::MAX_PAGES * vmm::addr::PAGE_SIZE);
+                }
+            }
+            Ok(FromSource::Image(image)) => {
+                let is_valid = target::validate(&image, image.pid).is_ok();
+                assert!(!is_valid || !image.threads.is_empty() && image.pid > 0);
+                if let Some(timers) = ProcessTimers::from_images(&image.timers, image.next_timer) {
+                    assert!(timers.images().0.len() <= image.timers.len());
+                }
+                postcard::to_stdvec(&image).expect("what was read can be written");
+            }
+            _ => {}
+        },
     }
 }
 

@@ -3,7 +3,12 @@
 
 #[path = "../../fuzz/src/decoders.rs"]
 mod decoders;
+#[allow(dead_code, reason = "others use the rest")]
+#[path = "../../tests/migration/sample.rs"]
+mod sample;
 
+use procmig::migration::image::{CallImage, ForwardedCall, TimerImage};
+use procmig::migration::wire::{Content, FromSource, Offer, Owner, Reply, Run};
 use procmig::signal::altstack::AltStack;
 use procmig::signal::frame::{Delivery, FpuLayout, build};
 use procmig::signal::set::SignalSet;
@@ -193,4 +198,25 @@ fn a_forged_signal_frame_is_an_error_at_worst() {
         })
         .collect();
     attack(5, 20_000, &seeds, decoders::signal_frame);
+}
+
+#[test]
+fn a_damaged_migration_is_an_error_at_worst() {
+    let offer = Offer { version: 1, pid: 42, name: "n".into(), bytes: 1, threads: 2, fpu: (832, 7), hwcap: (1, 2) };
+    let mut image = sample::image(42);
+    let clock = libc::CLOCK_MONOTONIC;
+    let timer =
+        TimerImage { id: -1, counts: (0, 0), clock, notice: (1, 14, 5, 0), deadline: Some(9), interval: 3, overrun: 0 };
+    image.timers = vec![timer.clone(), TimerImage { id: 3, counts: (3, 42), notice: (2, 10, 0, 42), ..timer }];
+    let forwarded = Some(ForwardedCall { nr: 0, args: [1; 6], flags: 0 });
+    image.threads[0].call = Some(CallImage { forwarded, deadline: Some(7), progress: 2 });
+    let run = Run { owner: Owner::Object(3), first: 7, count: 9, large: true, content: Content::Bytes };
+    let message = |message: FromSource| [&[2][..], &postcard::to_stdvec(&message).expect("a message")].concat();
+    let seeds = [
+        [&[0][..], &postcard::to_stdvec(&offer).expect("an offer")].concat(),
+        [&[1][..], &postcard::to_stdvec(&Reply::Ready([3; 16])).expect("a reply")].concat(),
+        message(FromSource::Pages(vec![run, Run { content: Content::Nothing, count: u32::MAX, ..run }])),
+        message(FromSource::Image(Box::new(image))),
+    ];
+    attack(6, 60_000, &seeds, decoders::migration);
 }

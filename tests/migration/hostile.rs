@@ -2,10 +2,9 @@
 //! afterwards what it had before.
 
 use crate::Pair;
-use procmig::migration::image::{ObjectImage, ProcessImage, RegionImage, SpaceImage, ThreadImage};
+use crate::sample::{CODE, PAGES, image};
 use procmig::migration::wire::{Content, FromSource, Offer, Owner, Reply, Run, Ticket};
-use procmig::signal::altstack::AltStack;
-use procmig::wire::control::{Ids, MAX_MESSAGE, NodeReply, NodeRequest, ToNode, VERSION};
+use procmig::wire::control::{MAX_MESSAGE, NodeReply, NodeRequest, ToNode, VERSION};
 use procmig::wire::frame;
 use skein_tests::mover::Random;
 use std::io::Write;
@@ -17,81 +16,9 @@ use std::time::{Duration, Instant};
 /// Of the first process; each has its own, since one that is not taken up is kept for a while.
 const PID: i32 = 2_000_000_001;
 const PAGE: usize = 4096;
-/// Where its code lies, and how many pages its memory has.
-const CODE: u64 = 0x40_0000;
-const PAGES: u32 = 4;
 
 fn offer(pid: i32) -> Offer {
     Offer { version: VERSION, pid, name: "hostile".into(), bytes: 1 << 20, threads: 1, fpu: (832, 0), hwcap: (0, 0) }
-}
-
-/// One thread that runs in a circle, in memory that it may write.
-fn image(pid: i32) -> ProcessImage {
-    let mut regs = [0; 18];
-    // The instruction pointer is the last but one, flags the last.
-    (regs[16], regs[17]) = (CODE, 0x202);
-    let region = |start: u64, backing| RegionImage {
-        start,
-        end: start + u64::from(PAGES) * PAGE as u64,
-        protection: 7,
-        flags: 0,
-        backing,
-        name: "area".into(),
-    };
-    ProcessImage {
-        pid,
-        parent: 1,
-        epoch: 1,
-        name: b"hostile".to_vec(),
-        argv: vec![b"hostile".to_vec(); 3],
-        executable: b"/bin/true".to_vec(),
-        ids: Ids { uid: 0, euid: 0, gid: 0, egid: 0 },
-        auxiliary: vec![0; 16],
-        places: [CODE; 5],
-        limits: vec![(7, 1024, 4096)],
-        pending: Default::default(),
-        actions: vec![[0; 4]; 64],
-        timers: Vec::new(),
-        next_timer: 0,
-        ended: Default::default(),
-        children: Default::default(),
-        peak_resident: 0,
-        cpu_warned: 0,
-        leader_status: 0,
-        leader_seq: None,
-        home_signals: Default::default(),
-        trace: false,
-        report: false,
-        stopped: false,
-        memory_limit: None,
-        max_threads: None,
-        threads: vec![ThreadImage {
-            tid: pid,
-            regs,
-            bases: (0, 0),
-            fpu: Vec::new(),
-            mask: Default::default(),
-            saved_mask: None,
-            pending: Default::default(),
-            altstack: AltStack::default(),
-            clear_tid: 0,
-            robust_list: 0,
-            last_fault: (0, 0, 0),
-            usage: Default::default(),
-            charged: 0,
-            affinity: None,
-            seq: 0,
-            call: None,
-        }],
-        space: SpaceImage {
-            layout: [0x7ff0_0000_0000, 0x7fe0_0000_0000, CODE, 0x1000],
-            limit: u64::MAX,
-            heap: (0x80_0000, 0x80_0000),
-            objects: vec![ObjectImage::Memory],
-            regions: vec![region(CODE, None), region(CODE + 0x10_0000, Some((0, 0)))],
-            segments: Vec::new(),
-        },
-    }
 }
 
 fn run(owner: Owner, first: u64, count: u32, content: Content) -> Run {

@@ -4,6 +4,7 @@
 mod faults;
 mod hostile;
 mod refusals;
+mod sample;
 mod wandering;
 
 use skein_tests::home::Host;

@@ -437,8 +437,11 @@ unsafe fn read_all(stream: &UnixStream, places: &mut [libc::iovec]) -> io::Resul
     Ok(())
 }
 
-/// Whether an image is one that a node could have made of this process.
-fn validate(image: &ProcessImage, pid: i32) -> Result<(), ReceiveError> {
+/// Whether an image is one that a node could have made of this process, as far as it can be told without making it.
+///
+/// # Errors
+/// [`ReceiveError::Wrong`]
+pub fn validate(image: &ProcessImage, pid: i32) -> Result<(), ReceiveError> {
     let wrong = |what| Err(ReceiveError::Wrong(what));
     if image.pid != pid || pid <= 0 {
         return wrong("another process");
