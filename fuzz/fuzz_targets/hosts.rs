@@ -6,6 +6,9 @@
 #[path = "../../node/src/cluster/frame.rs"]
 mod frame;
 #[allow(dead_code)]
+#[path = "../../node/src/name.rs"]
+mod name;
+#[allow(dead_code)]
 #[path = "../../node/src/cluster/wire/mod.rs"]
 mod wire;
 
