@@ -47,6 +47,11 @@ impl Sandbox {
         self._directory.path()
     }
 
+    /// The host's state directory.
+    pub fn state(&self) -> &StateDir {
+        &self.state
+    }
+
     /// Launches a node; also says how many milliseconds it took until it was ready.
     pub fn launch(&self, name: NodeName, memory: Option<u64>) -> anyhow::Result<(NodeEntry, f64)> {
         let started = Instant::now();

@@ -6,6 +6,7 @@ mod costs;
 mod files;
 pub mod guest;
 mod memory;
+mod migrate;
 mod processes;
 mod programs;
 mod project;
@@ -43,7 +44,7 @@ pub struct BenchArgs {
     /// List what can be measured
     #[arg(long)]
     list: bool,
-    /// What to measure [default: all]
+    /// What to measure, by name or the part of names before a dash, as migrate [default: all]
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }
@@ -85,10 +86,13 @@ pub fn main(args: BenchArgs) -> anyhow::Result<()> {
 }
 
 fn choose(names: &[String]) -> anyhow::Result<Vec<&'static Case>> {
-    if let Some(unknown) = names.iter().find(|name| cases::ALL.iter().all(|case| case.name != **name)) {
+    let is_meant = |case: &Case, name: &String| {
+        case.name.strip_prefix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    if let Some(unknown) = names.iter().find(|name| !cases::ALL.iter().any(|case| is_meant(case, name))) {
         bail!("there is nothing called {unknown} to measure; see: skein bench --list");
     }
-    Ok(cases::ALL.iter().filter(|case| names.is_empty() || names.iter().any(|name| name == case.name)).collect())
+    Ok(cases::ALL.iter().filter(|case| names.is_empty() || names.iter().any(|name| is_meant(case, name))).collect())
 }
 
 #[cfg(test)]
@@ -98,7 +102,9 @@ mod tests {
     #[test]
     fn an_unknown_name_is_refused() {
         assert!(choose(&["awk".into(), "nonsense".into()]).is_err());
+        assert!(choose(&["migr".into()]).is_err());
         assert_eq!(choose(&["awk".into()]).unwrap().len(), 1);
+        assert_eq!(choose(&["memory".into(), "memory-stream".into()]).unwrap().len(), 2);
         assert_eq!(choose(&[]).unwrap().len(), cases::ALL.len());
     }
 }

@@ -119,7 +119,8 @@ fn least(state: &StateDir, nodes: &[NodeName]) -> anyhow::Result<Option<NodeName
     Ok(known.into_iter().next().map(|(_, node)| node))
 }
 
-fn order(state: &StateDir, pid: i32, to: &NodeName) -> Migrate {
+/// The order to send a process to a node of this host, with what it is if nobody says otherwise.
+pub fn order(state: &StateDir, pid: i32, to: &NodeName) -> Migrate {
     Migrate {
         pid,
         socket: state.node_socket(to).as_os_str().as_bytes().to_vec(),

@@ -1,7 +1,7 @@
 //! What can be measured.
 
 use super::report::{Case, Goal};
-use super::{calls, files, memory, processes, programs, remote, servers, starts};
+use super::{calls, files, memory, migrate, processes, programs, remote, servers, starts};
 
 /// Every benchmark, in the order of the report.
 pub const ALL: &[Case] = &[
@@ -153,6 +153,34 @@ pub const ALL: &[Case] = &[
         unit: "ms",
         goal: Goal::Value(40.0),
         run: starts::mosrun_true,
+    },
+    Case {
+        name: "migrate-idle",
+        what: "how long a process of 64 MiB stands still that goes to another node",
+        unit: "ms",
+        goal: Goal::Value(5.0),
+        run: migrate::idle,
+    },
+    Case {
+        name: "migrate-dirty",
+        what: "how long a process of 1 GiB stands still that writes to 50 MB a second",
+        unit: "ms",
+        goal: Goal::Value(20.0),
+        run: migrate::dirty,
+    },
+    Case {
+        name: "migrate-stream",
+        what: "a migration of 1 GiB of noise, against a Unix stream of as many bytes to new memory",
+        unit: "ms",
+        goal: Goal::Ratio(1.67),
+        run: migrate::stream,
+    },
+    Case {
+        name: "migrate-sparse",
+        what: "a migration of 1 GiB, half zeros and half text, against noise",
+        unit: "ms",
+        goal: Goal::Ratio(0.5),
+        run: migrate::sparse,
     },
     Case {
         name: "python-start",

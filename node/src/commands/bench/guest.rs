@@ -2,6 +2,7 @@
 //! per operation.
 
 mod files;
+mod holding;
 mod memory;
 mod processes;
 
@@ -14,7 +15,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Instant;
 
-pub use memory::PAGE;
+pub use memory::{Area, PAGE};
 
 /// Bytes of a forwarded call's request and reply without arguments.
 pub const REQUEST: usize = procmig::wire::call::RequestHeader::SIZE;
@@ -52,6 +53,10 @@ pub enum Loop {
     Fork,
     /// Starts of /bin/true
     Spawn,
+    /// Holds `--bytes` of noise until it is killed, and writes to `--count` bytes of its pages a second
+    HoldNoise,
+    /// The same with zeros and text
+    HoldHalf,
     /// Answers requests on standard input, a socket, until it ends
     Echo,
 }
@@ -108,6 +113,8 @@ pub fn main(args: GuestArgs) -> anyhow::Result<()> {
         Loop::Read => files::read(Path::new(&args.path), args.bytes, args.count)?,
         Loop::Write => files::write(Path::new(&args.path), args.bytes, args.count)?,
         Loop::Pipe => files::pipe(args.bytes, args.count)?,
+        Loop::HoldNoise => match holding::hold(args.bytes, args.count, holding::Content::Noise)? {},
+        Loop::HoldHalf => match holding::hold(args.bytes, args.count, holding::Content::Half)? {},
         Loop::Pour => return files::pour(args.bytes),
         Loop::Fork => processes::forked(args.bytes, args.count)?,
         Loop::Spawn => processes::spawned(args.count)?,

@@ -92,6 +92,11 @@ impl Area {
         if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { start, length }) }
     }
 
+    /// Asks for huge pages, as a node does for its RAM.
+    pub fn ask_for_huge_pages(&mut self) {
+        ask_for_huge_pages(self.bytes());
+    }
+
     /// All of it.
     pub fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: the mapping is ours, readable, writable and as long; borrowed as `self` is.

@@ -1,0 +1,75 @@
+//! Memory that a process has while it migrates.
+
+use super::memory::{Area, PAGE};
+use anyhow::Context;
+use std::convert::Infallible;
+use std::io::Write;
+use std::time::Duration;
+
+/// What is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// What cannot be compressed.
+    Noise,
+    /// Half of it zeros, which have been written, and half of it text.
+    Half,
+}
+
+const TEXT: &[u8] = b"All of it stands where it stood, and what was said is said once more. ";
+
+/// Between two writes to pages.
+const TICK: Duration = Duration::from_millis(1);
+
+/// Holds memory until it is killed, and writes to pages here and there, so many bytes of them a second. Says `ready`
+/// when it is filled.
+pub fn hold(bytes: usize, rate: u64, content: Content) -> anyhow::Result<Infallible> {
+    let mut area = Area::new(bytes).context("too little memory; use a smaller --bytes")?;
+    let memory = area.bytes();
+    fill(memory, content);
+    println!("ready");
+    std::io::stdout().flush()?;
+    let pages = (bytes / PAGE).max(1);
+    let in_a_tick = rate as usize / PAGE / Duration::from_secs(1).div_duration_f64(TICK) as usize;
+    let mut next = 0;
+    loop {
+        for _ in 0..in_a_tick {
+            memory[next * PAGE] = memory[next * PAGE].wrapping_add(1);
+            // No divisor of a number of pages that anybody asks for, so that all have their turn.
+            next = (next + 7919) % pages;
+        }
+        std::thread::sleep(if rate == 0 { Duration::from_secs(3600) } else { TICK });
+    }
+}
+
+fn fill(memory: &mut [u8], content: Content) {
+    match content {
+        Content::Noise => {
+            let mut state = 88_172_645_463_325_252u64;
+            for word in memory.chunks_mut(8) {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                word.copy_from_slice(&state.to_le_bytes()[..word.len()]);
+            }
+        }
+        Content::Half => {
+            let (zeros, text) = memory.split_at_mut(memory.len() / 2);
+            zeros.fill(0);
+            text.chunks_mut(TEXT.len()).for_each(|chunk| chunk.copy_from_slice(&TEXT[..chunk.len()]));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_holds_what_it_should() {
+        let mut memory = vec![1; 10_001];
+        fill(&mut memory, Content::Half);
+        assert!(memory[..5000].iter().all(|&byte| byte == 0) && memory[5000..].starts_with(TEXT));
+        fill(&mut memory, Content::Noise);
+        assert!(memory.chunks(8).zip(memory[8..].chunks(8)).all(|(one, next)| one != next));
+    }
+}

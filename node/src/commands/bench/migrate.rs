@@ -1,0 +1,179 @@
+//! Migrations between two nodes of the host.
+
+use super::guest::{Area, GuestArgs, Loop};
+use super::report::Outcome;
+use super::setting::Bench;
+use super::stats::{Spread, pairs};
+use crate::commands::mosmigrate;
+use crate::name::NodeName;
+use crate::nodelink;
+use crate::sandbox::check_interrupted;
+use anyhow::{Context, ensure};
+use procmig::migration::record::Record;
+use std::cell::RefCell;
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a process may stand still, in microseconds.
+const MAX_FREEZE: u64 = 20_000;
+/// Bytes of a write of the bare stream, as of a round's batch.
+const BLOCK: usize = 2 << 20;
+
+/// Another node beside the bench's, until this is dropped.
+struct Other<'a> {
+    bench: &'a Bench,
+    node: NodeName,
+}
+
+impl<'a> Other<'a> {
+    fn launch(bench: &'a Bench) -> anyhow::Result<Self> {
+        let node: NodeName = "other".parse()?;
+        bench.sandbox.launch(node.clone(), None)?;
+        Ok(Self { bench, node })
+    }
+
+    /// Starts a process that holds memory.
+    fn hold(&self, which: Loop, bytes: usize, rate: u64) -> anyhow::Result<Holder<'_>> {
+        let program = self.bench.loop_of(&GuestArgs { bytes, ..GuestArgs::new(which, rate) })?;
+        let mut command = self.bench.sandbox.mosrun(&self.bench.node, &program)?;
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let mut holder = Holder { other: self, child, is_away: false };
+        let mut line = String::new();
+        BufReader::new(holder.child.stdout.take().context("a child without its output")?).read_line(&mut line)?;
+        ensure!(line == "ready\n", "the program says {line:?}");
+        // What is made at the first migration is there for those that are measured.
+        holder.migrate()?;
+        holder.migrate()?;
+        Ok(holder)
+    }
+}
+
+impl Drop for Other<'_> {
+    fn drop(&mut self) {
+        let _ = self.bench.sandbox.stop(self.node.clone());
+    }
+}
+
+/// A process that holds memory, until this is dropped.
+struct Holder<'a> {
+    other: &'a Other<'a>,
+    child: Child,
+    is_away: bool,
+}
+
+impl Holder<'_> {
+    /// Has it go to the other node.
+    fn migrate(&mut self) -> anyhow::Result<Record> {
+        check_interrupted()?;
+        let (here, there) = (&self.other.bench.node, &self.other.node);
+        let (from, to) = if self.is_away { (there, here) } else { (here, there) };
+        let state = self.other.bench.sandbox.state();
+        let mut order = mosmigrate::order(state, self.child.id() as i32, to);
+        order.max_freeze_micros = MAX_FREEZE;
+        let record = nodelink::migrate(state, from, &order, &mut |_| {})?;
+        self.is_away = !self.is_away;
+        Ok(record)
+    }
+}
+
+impl Drop for Holder<'_> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How long a process stands still of whose memory nothing is written.
+pub fn idle(bench: &Bench) -> anyhow::Result<Outcome> {
+    freeze(bench, 64 << 20, 0)
+}
+
+/// How long a process stands still that writes to its memory.
+pub fn dirty(bench: &Bench) -> anyhow::Result<Outcome> {
+    freeze(bench, bench.pick(1 << 30, 1 << 28), 50_000_000)
+}
+
+fn freeze(bench: &Bench, bytes: usize, rate: u64) -> anyhow::Result<Outcome> {
+    let other = Other::launch(bench)?;
+    let mut holder = other.hold(Loop::HoldNoise, bytes, rate)?;
+    let mut records: Vec<Record> = Vec::new();
+    for _ in 0..bench.pick(20, 4) {
+        if rate > 0 {
+            // So that as much is written as between migrations of a user's.
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        records.push(holder.migrate()?);
+    }
+    let millis = |value: &dyn Fn(&Record) -> u64| -> Vec<f64> {
+        records.iter().map(|record| value(record) as f64 / 1e3).collect()
+    };
+    let median = |values: Vec<f64>| Spread::of(values).map_or(0.0, |spread| spread.median);
+    let rounds = Spread::of(records.iter().map(|record| record.rounds.len() as f64));
+    let note = format!(
+        "until its threads stood still {:.2} ms, home's decision {:.2} ms; {:.0} rounds, {:.0} ms in all",
+        median(millis(&|record| record.stop_micros)),
+        median(millis(&|record| record.commit_micros)),
+        rounds.map_or(0.0, |rounds| rounds.median),
+        median(millis(&|record| record.total_micros)),
+    );
+    Ok(Outcome::alone(&millis(&|record| record.freeze_micros)).with_note(note))
+}
+
+/// How long memory takes that cannot be compressed, against a stream of as many bytes. Both put them into memory that
+/// was not used before, which the host has to find first, and to fetch from below where it is a virtual machine
+/// itself: that takes up to several times what the copying does.
+pub fn stream(bench: &Bench) -> anyhow::Result<Outcome> {
+    let bytes = bench.pick(1 << 30, 1 << 28);
+    let other = Other::launch(bench)?;
+    let mut holder = other.hold(Loop::HoldNoise, bytes, 0)?;
+    let migration = || Ok(holder.migrate()?.total_micros as f64 / 1e3);
+    let outcome = Outcome::of(&pairs(bench.pick(9, 3), || poured(bench, bytes), migration)?);
+    let rate = |spread: Option<Spread>| spread.map_or(0.0, |spread| bytes as f64 / 1e6 / spread.median);
+    let note = format!("GB/s: {:.2}, of the bare stream {:.2}", rate(outcome.skein), rate(outcome.peer));
+    Ok(outcome.with_note(note))
+}
+
+/// Milliseconds in which another process sends so many bytes over a Unix stream to new memory.
+fn poured(bench: &Bench, bytes: usize) -> anyhow::Result<f64> {
+    let (mut ours, theirs) = UnixStream::pair()?;
+    let mut command = bench.sandbox.command("skein")?;
+    command.args(["bench-guest", "pour", "--bytes", &BLOCK.to_string()]).stdin(Stdio::null());
+    let mut child = command.stdout(Stdio::from(OwnedFd::from(theirs))).spawn()?;
+    // It holds the other end until it is gone.
+    drop(command);
+    let mut first = vec![1; BLOCK];
+    // It has started.
+    ours.read_exact(&mut first)?;
+    let started = Instant::now();
+    let mut area = Area::new(bytes)?;
+    area.ask_for_huge_pages();
+    let read = area.bytes().chunks_mut(BLOCK).try_for_each(|block| ours.read_exact(block));
+    let millis = started.elapsed().as_secs_f64() * 1e3;
+    drop((ours, area));
+    child.wait()?;
+    read?;
+    Ok(millis)
+}
+
+/// How long memory takes that is half zeros and half text, against what cannot be compressed.
+pub fn sparse(bench: &Bench) -> anyhow::Result<Outcome> {
+    let bytes = bench.pick(1 << 30, 1 << 28);
+    let other = Other::launch(bench)?;
+    let noise = RefCell::new(other.hold(Loop::HoldNoise, bytes, 0)?);
+    let mut half = other.hold(Loop::HoldHalf, bytes, 0)?;
+    let millis = |record: &Record| record.total_micros as f64 / 1e3;
+    let last = RefCell::new(Record::default());
+    let migration = || {
+        let record = half.migrate()?;
+        let took = millis(&record);
+        *last.borrow_mut() = record;
+        Ok(took)
+    };
+    let outcome = Outcome::of(&pairs(bench.pick(9, 3), || Ok(millis(&noise.borrow_mut().migrate()?)), migration)?);
+    let last = last.take();
+    let (pages, zeros) = last.rounds.iter().fold((0, 0), |sum, round| (sum.0 + round.pages, sum.1 + round.zeros));
+    Ok(outcome.with_note(format!("{pages} pages were sent, {zeros} as zeros, {} MB", last.bytes / 1_000_000)))
+}
