@@ -43,8 +43,8 @@ pub(super) fn start(kernel: &Arc<Kernel>) -> io::Result<()> {
 fn follow_deputies(kernel: &Kernel) {
     for process in kernel.processes() {
         let stopped = process.is_stopped();
-        // Who answers says what home's clocks show, too.
-        let is_asked = process.is_remote() && process.time().clock.is_stale();
+        // Who answers says what home's clocks show, too: one of them is asked.
+        let is_asked = !stopped && process.is_remote() && process.time().clock.wants_news();
         if !stopped && !is_asked && !process.threads().iter().any(|thread| thread.gate.is_inside()) {
             continue;
         }

@@ -37,6 +37,8 @@ const OFFSET_NOISE: i64 = 1000;
 
 /// What another host has said of its clocks may be so old, until it is asked again.
 const FRESH: Duration = Duration::from_secs(4);
+/// Between two questions.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// A host clock in nanoseconds.
 pub(super) fn host(clock: libc::clockid_t) -> u64 {
@@ -176,16 +178,26 @@ struct State {
     realtime: i64,
     boottime: i64,
     tai: i64,
-    /// Of another host's clocks, if they are the guests', and when it was last heard of.
-    distance: Option<(Distance, Instant)>,
+    /// Another host, if its clocks are the guests'.
+    followed: Option<Followed>,
     /// Without a TSC: what another host's `CLOCK_MONOTONIC` and `CLOCK_MONOTONIC_RAW` have shown already.
     floor: (u64, u64),
+}
+
+/// Another host's clocks.
+#[derive(Debug)]
+struct Followed {
+    distance: Distance,
+    /// When it has last said what they show.
+    heard: Instant,
+    /// When somebody was last to ask it.
+    wanted: Instant,
 }
 
 impl State {
     /// A clock that is read without a TSC.
     fn read(&mut self, clock: libc::clockid_t) -> Option<u64> {
-        let Some((distance, _)) = self.distance else {
+        let Some(Followed { distance, .. }) = self.followed else {
             return match clock {
                 libc::CLOCK_REALTIME
                 | libc::CLOCK_MONOTONIC
@@ -287,7 +299,10 @@ impl Clock {
             realtime: 0,
             boottime: 0,
             tai: 0,
-            distance: distance.map(|distance| (distance, Instant::now())),
+            followed: distance.map(|distance| {
+                let now = Instant::now();
+                Followed { distance, heard: now, wanted: now }
+            }),
             floor: (0, 0),
         };
         let clock = Self { page, state: Mutex::new(state) };
@@ -313,15 +328,21 @@ impl Clock {
 
     /// Another host, whose clocks these are, has answered what they show.
     pub fn hear(&self, asked: &Asked, told: &Clocks) {
-        if let Some((distance, heard)) = &mut self.lock().distance {
-            distance.correct(asked, told);
-            *heard = Instant::now();
+        if let Some(followed) = &mut self.lock().followed {
+            followed.distance.correct(asked, told);
+            followed.heard = Instant::now();
         }
     }
 
-    /// Whether these are another host's clocks, which should be asked for again.
-    pub fn is_stale(&self) -> bool {
-        self.lock().distance.is_some_and(|(_, heard)| heard.elapsed() > FRESH)
+    /// Whether these are another host's clocks, and the caller is to ask it what they show; seldom.
+    pub fn wants_news(&self) -> bool {
+        let state = &mut *self.lock();
+        let Some(followed) = &mut state.followed else { return false };
+        let wants = followed.heard.elapsed() > FRESH && followed.wanted.elapsed() > AGAIN;
+        if wants {
+            followed.wanted = Instant::now();
+        }
+        wants
     }
 
     /// Measures the host's clocks and bends the guests' towards them; to be called about four times
@@ -332,7 +353,7 @@ impl Clock {
         // SAFETY: the caller of `new` promised that the page is there; only atomics are in it.
         let page = unsafe { self.page.as_ref() };
         let (mut ahead, mut raw_ahead) = (state.ahead, 0);
-        if let Some((distance, _)) = state.distance {
+        if let Some(Followed { distance, .. }) = state.followed {
             (state.realtime, state.boottime, state.tai) = (distance.realtime, distance.boottime, distance.tai);
             (ahead, raw_ahead) = (ahead.wrapping_add(distance.monotonic), distance.raw);
         } else {
