@@ -1,10 +1,11 @@
 //! Faults at each step: the process goes on at one node, and a retry succeeds.
 
-use crate::wandering::{ended_well, wander};
+use crate::wandering::{ended_well, wander, wander_alone};
 use crate::{Pair, numbered, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{Read, Write};
+use std::process::Child;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -88,15 +89,19 @@ fn once_with_fault(fault: &str, then: Then) -> Option<Duration> {
     let mark = place.path().join("happened").to_string_lossy().into_owned();
     let mut pair = Pair::start_with(&[("SKEIN_FAULT", nodes), ("SKEIN_FAULT_MARK", &mark)])?;
     pair.host.set("SKEIN_FAULT", deputies);
-    let (child, file) = wander(&pair, "0.6", "numbers");
+    let start = if then == GoesWithoutSource { wander_alone } else { wander };
+    let (mut child, file) = start(&pair, "0.6", "numbers");
     let pid = child.id() as i32;
     let written = || std::fs::metadata(&file).map_or(0, |about| about.len());
     until("the program is at work", || written() > 0);
     let result = pair.migrate(pid);
-    // At one node it goes on, within a second.
-    let goes_on = || {
+    // At one node it goes on, within a second, or has come to its end; how it ended is looked at later.
+    let goes_on = |child: &mut Child| {
         let (before, since) = (written(), Instant::now());
-        until("the program goes on", || written() > before);
+        while written() <= before && child.try_wait().expect("a child").is_none() {
+            assert!(since.elapsed() < Duration::from_secs(20), "it stands still");
+            std::thread::sleep(Duration::from_millis(2));
+        }
         Some(since.elapsed()).filter(|took| *took > Duration::from_secs(1))
     };
     let mut late = None;
@@ -107,7 +112,7 @@ fn once_with_fault(fault: &str, then: Then) -> Option<Duration> {
         }
         Stays | StaysWithoutTarget => {
             assert!(result.is_err(), "it went");
-            late = goes_on();
+            late = goes_on(&mut child);
             assert_eq!(pair.at(pid), Some('a'));
             if then == StaysWithoutTarget {
                 until("the target is gone", || !pair.socket("b").exists());
@@ -132,7 +137,7 @@ fn once_with_fault(fault: &str, then: Then) -> Option<Duration> {
         }
         GoesWithoutSource => {
             assert!(result.is_err());
-            late = goes_on();
+            late = goes_on(&mut child);
         }
     }
     ended_well(child);

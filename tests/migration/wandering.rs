@@ -6,15 +6,24 @@ use skein_tests::mover;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 
 /// The program that notices everything, for so long.
-pub(crate) fn wander(pair: &Pair, seconds: &str, file: &str) -> (Child, std::path::PathBuf) {
+pub(crate) fn wander(pair: &Pair, seconds: &str, file: &str) -> (Child, PathBuf) {
+    wander_with(pair, seconds, file, &[])
+}
+
+/// The same without children, which would be lost where they are when a node is.
+pub(crate) fn wander_alone(pair: &Pair, seconds: &str, file: &str) -> (Child, PathBuf) {
+    wander_with(pair, seconds, file, &["alone".into()])
+}
+
+fn wander_with(pair: &Pair, seconds: &str, file: &str, more: &[OsString]) -> (Child, PathBuf) {
     let case = program("wander", Linking::Dynamic, []);
     let path = pair.place.path().join(file);
-    let argv: Vec<OsString> = [case.argv[0].clone().into(), seconds.into(), path.clone().into()].into();
-    (pair.start_at_a(&argv), path)
+    let argv: [OsString; 3] = [case.argv[0].clone().into(), seconds.into(), path.clone().into()];
+    (pair.start_at_a(&[&argv, more].concat()), path)
 }
 
 /// Waits for the program's end, which is a good one.
