@@ -7,6 +7,7 @@ mod decoders;
 #[path = "../../tests/migration/sample.rs"]
 mod sample;
 
+use procmig::migration::cpu::CpuFeatures;
 use procmig::migration::image::{CallImage, ForwardedCall, TimerImage};
 use procmig::migration::wire::{Content, FromSource, Offer, Owner, Reply, Run};
 use procmig::signal::altstack::AltStack;
@@ -202,7 +203,8 @@ fn a_forged_signal_frame_is_an_error_at_worst() {
 
 #[test]
 fn a_damaged_migration_is_an_error_at_worst() {
-    let offer = Offer { version: 1, pid: 42, name: "n".into(), bytes: 1, threads: 2, fpu: (832, 7), hwcap: (1, 2) };
+    let offer =
+        Offer { version: 1, pid: 42, name: "n".into(), bytes: 1, threads: 2, fpu: (832, 7), cpu: CpuFeatures::here() };
     let mut image = sample::image(42);
     let clock = libc::CLOCK_MONOTONIC;
     let timer =

@@ -3,6 +3,7 @@
 
 use crate::Pair;
 use crate::sample::{CODE, PAGES, image};
+use procmig::migration::cpu::CpuFeatures;
 use procmig::migration::wire::{Content, FromSource, Offer, Owner, Reply, Run, Ticket};
 use procmig::wire::control::{MAX_MESSAGE, NodeReply, NodeRequest, ToNode, VERSION};
 use procmig::wire::frame;
@@ -18,7 +19,15 @@ const PID: i32 = 2_000_000_001;
 const PAGE: usize = 4096;
 
 fn offer(pid: i32) -> Offer {
-    Offer { version: VERSION, pid, name: "hostile".into(), bytes: 1 << 20, threads: 1, fpu: (832, 0), hwcap: (0, 0) }
+    Offer {
+        version: VERSION,
+        pid,
+        name: "hostile".into(),
+        bytes: 1 << 20,
+        threads: 1,
+        fpu: (832, 0),
+        cpu: CpuFeatures::default(),
+    }
 }
 
 fn run(owner: Owner, first: u64, count: u32, content: Content) -> Run {
@@ -148,6 +157,20 @@ fn damaged_migrations_are_refused_and_leave_nothing() {
     eprintln!("{taken} of 400 were taken, {adopted} ran");
     assert!(taken > 0 && adopted > 0 && taken < 400, "{taken} were taken, {adopted} ran");
     recovers(&pair, before);
+}
+
+#[test]
+fn a_processor_that_has_less_is_refused_and_what_it_lacks_is_named() {
+    let Some(pair) = Pair::start() else { return };
+    let lacking = CpuFeatures([u32::MAX; 9]).lacking(&CpuFeatures::here());
+    assert!(!lacking.is_empty(), "no processor has features of all makers");
+    let stream = UnixStream::connect(pair.socket("a")).expect("the node is there");
+    let offer = Offer { cpu: CpuFeatures([u32::MAX; 9]), ..offer(PID) };
+    frame::send(&stream, &NodeRequest::Receive(offer), &[]).expect("it listens");
+    let Reply::Refused(reason) = frame::receive(&stream, MAX_MESSAGE).expect("an answer").0 else {
+        panic!("it is taken");
+    };
+    assert!(reason.contains(&lacking.join(", ")), "{reason}");
 }
 
 #[test]

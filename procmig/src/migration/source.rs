@@ -1,5 +1,6 @@
 //! The source of a migration: rounds of memory while the process runs, and the rest while it stands still.
 
+use super::cpu::CpuFeatures;
 use super::faults::{self, Action, Step};
 use super::image::{ObjectImage, ProcessImage, SpaceImage, ThreadImage};
 use super::record::{Event, Record, Round};
@@ -157,7 +158,7 @@ pub fn migrate(kernel: &Arc<Kernel>, order: &Migrate, tell: &mut dyn FnMut(Event
         bytes,
         threads: process.threads().len() as u32,
         fpu: (fpu, features),
-        hwcap: (kernel.hwcap, kernel.hwcap2),
+        cpu: CpuFeatures::here(),
     };
     faults::at(Step::SourceOffer).map_err(FrameError::from)?;
     frame::send(&link.stream, &NodeRequest::Receive(offer), &[])?;

@@ -1,5 +1,6 @@
 //! The target of a migration: memory that arrives, and a process that is made from it and waits for its deputy.
 
+use super::cpu::CpuFeatures;
 use super::faults::{self, Step};
 use super::image::{ForwardedCall, MAX_FPU, MAX_THREADS, ObjectImage, ProcessImage, ThreadImage};
 use super::wire::{Content, FromSource, MAX_MESSAGE, Offer, Owner, Reply, Run, Ticket, bytes_of};
@@ -182,8 +183,9 @@ fn consider(kernel: &Kernel, offer: &Offer) -> Result<(), ReceiveError> {
         let names = (0..64).filter(|bit| missing & 1 << bit != 0).map(state_name).collect::<Vec<_>>();
         return Err(ReceiveError::Lacks(names.join(", ")));
     }
-    if offer.hwcap.1 & !kernel.hwcap2 != 0 {
-        return Err(ReceiveError::Lacks("FSGSBASE".to_owned()));
+    let missing = offer.cpu.lacking(&CpuFeatures::here());
+    if !missing.is_empty() {
+        return Err(ReceiveError::Lacks(missing.join(", ")));
     }
     let frames = kernel.machine.frames();
     if offer.bytes > u64::from(frames.free()) * PAGE_SIZE {

@@ -5,6 +5,7 @@
 //! [frames](crate::wire::frame), each [`FromSource::Pages`] followed by the bytes of the pages that have some, in
 //! order. [`FromSource::Image`] is the last before the deputy decides; it is answered by a [`Reply`].
 
+use super::cpu::CpuFeatures;
 use super::image::ProcessImage;
 use serde::{Deserialize, Serialize};
 use vmm::addr::PAGE_SIZE;
@@ -36,8 +37,8 @@ pub struct Offer {
     pub threads: u32,
     /// Bytes of one thread's extended state, and the features (XCR0) that it may be of.
     pub fpu: (u32, u64),
-    /// `AT_HWCAP` and `AT_HWCAP2`.
-    pub hwcap: (u64, u64),
+    /// What the source's processor offers to programs.
+    pub cpu: CpuFeatures,
 }
 
 /// The target's answer.

@@ -125,6 +125,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_migration_looks_at_what_levels_are_made_of() {
+        let known: BTreeSet<&str> = procmig::migration::cpu::names().collect();
+        assert!(LEVELS.iter().flat_map(|added| added.iter()).all(|name| known.contains(name)));
+    }
+
+    #[test]
     fn a_level_is_a_name_or_a_list() {
         assert_eq!("x86-64-v3".parse(), Ok(CpuLevel::Level(3)));
         let list: CpuLevel = "bmi2, avx2".parse().unwrap();
