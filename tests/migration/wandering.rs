@@ -188,3 +188,25 @@ fn a_node_that_is_stopped_sends_its_processes_away() {
     numbered(&file);
     assert!(!Path::new(&pair.socket("a")).exists());
 }
+
+#[test]
+fn a_process_that_writes_as_fast_as_it_can_is_slowed_down() {
+    let Some(pair) = Pair::start() else { return };
+    const MIB: u64 = 256;
+    let case = program("scribble", Linking::Dynamic, []);
+    let argv: Vec<OsString> = [case.argv[0].clone().into(), MIB.to_string().into()].into();
+    let mut child = pair.start_at_a(&argv);
+    let pid = child.id() as i32;
+    let mut said = [0; 5];
+    let stdout = child.stdout.as_mut().expect("a pipe");
+    stdout.read_exact(&mut said).expect("it has written to all of it");
+    for number in 0..4 {
+        let record = pair.migrate(pid).unwrap_or_else(|why| panic!("migration {number}: {why}"));
+        let last = record.rounds.last().expect("the round while it stood still");
+        let all = MIB << 20 >> 12;
+        eprintln!("{number}: slowed to 1/{}, {} us still, {:?}", record.slowed, record.freeze_micros, record.rounds);
+        assert!(last.pages < all / 2, "{} of {all} pages were sent while it stood still: {record:?}", last.pages);
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGUSR1).expect("it runs");
+    ended_well(child);
+}

@@ -199,6 +199,7 @@ impl Display {
                     *rounds += 1;
                     bar.set_message(format!("round {rounds}: {}", show(*bytes)));
                 }
+                Event::Slowed(factor) => bar.set_message(format!("slowed down to 1/{factor}")),
                 Event::Frozen => bar.set_message("standing still"),
             },
         }
@@ -213,13 +214,14 @@ impl Display {
         }
         let millis = |micros: u64| format!("{:.1} ms", micros as f64 / 1000.0);
         Ok(print(&format!(
-            "{} went from {} to {}: {} in {} rounds and {}, standing still for {}\n",
+            "{} went from {} to {}: {} in {} rounds and {}, {}standing still for {}\n",
             record.pid,
             record.from,
             record.to,
             show(record.bytes),
             record.rounds.len(),
             millis(record.total_micros),
+            if record.slowed > 1 { format!("slowed down to 1/{} and ", record.slowed) } else { String::new() },
             millis(record.freeze_micros),
         ))?)
     }

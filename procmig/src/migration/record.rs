@@ -38,6 +38,9 @@ pub struct Record {
     pub total_micros: u64,
     /// Bytes sent.
     pub bytes: u64,
+    /// Towards the end it ran for one part of the time in so many, since it wrote its memory as fast as it was sent;
+    /// 1 if it was not slowed down.
+    pub slowed: u32,
 }
 
 /// What is told while it goes on.
@@ -59,6 +62,8 @@ pub enum Event {
     },
     /// A round is over.
     Round(Round),
+    /// From now on the process runs for one part of the time in so many.
+    Slowed(u32),
     /// The process stands still.
     Frozen,
 }

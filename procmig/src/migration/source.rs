@@ -1,5 +1,6 @@
 //! The source of a migration: rounds of memory while the process runs, and the rest while it stands still.
 
+use super::brake::Brake;
 use super::cpu::CpuFeatures;
 use super::faults::{self, Action, Step};
 use super::image::{ObjectImage, ProcessImage, SpaceImage, ThreadImage};
@@ -33,7 +34,7 @@ const HOLD: Duration = Duration::from_millis(900);
 /// How long the target may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Most rounds while the process runs.
-const MAX_ROUNDS: usize = 16;
+const MAX_ROUNDS: usize = 24;
 /// As little is not worth a round.
 const LITTLE: u64 = 64 * PAGE_SIZE;
 
@@ -169,6 +170,7 @@ pub fn migrate(kernel: &Arc<Kernel>, order: &Migrate, tell: &mut dyn FnMut(Event
         from: kernel.name.clone(),
         to: order.node.clone(),
         prepare_micros: micros(started),
+        slowed: 1,
         ..Record::default()
     };
     let tracker = Tracker::start(&kernel.machine)?;
@@ -182,7 +184,7 @@ pub fn migrate(kernel: &Arc<Kernel>, order: &Migrate, tell: &mut dyn FnMut(Event
         order,
     };
     let moved = copy
-        .while_it_runs(&tracker, &mut record, tell)
+        .while_it_runs(&process, &tracker, &mut record, tell)
         .and_then(|()| copy.while_it_stands(&process, &tracker, &mut record, tell));
     drop(tracker);
     let mut link = copy.link;
@@ -237,9 +239,11 @@ struct Copy<'a> {
 }
 
 impl Copy<'_> {
-    /// Sends what is written until so little is left that it can be sent while the process stands still.
+    /// Sends what is written until so little is left that it can be sent while the process stands still. A process that
+    /// writes faster is slowed down.
     fn while_it_runs(
         &mut self,
+        process: &Arc<Process>,
         tracker: &Tracker,
         record: &mut Record,
         tell: &mut dyn FnMut(Event),
@@ -247,14 +251,21 @@ impl Copy<'_> {
         // Bytes in a microsecond.
         let mut rate = 0.0;
         let mut last = u64::MAX;
+        let mut brake = Brake::default();
+        let most = Duration::from_micros(self.order.max_freeze_micros);
         for number in 1..=MAX_ROUNDS {
             let pages = self.space.private_pages();
             let todo = changes(&self.sent, &pages, &self.dirty);
             let bytes = bytes_in(&todo);
             // The rest of the freeze is for stopping, and for what else there is to send.
             let fits = rate * self.order.max_freeze_micros as f64 / 4.0;
-            if number > 1 && (bytes <= LITTLE || (bytes as f64) < fits || bytes >= last / 10 * 9) {
+            if number > 1 && (bytes <= LITTLE || (bytes as f64) < fits) {
                 break;
+            }
+            if bytes >= last / 10 * 9 {
+                let Some(factor) = brake.press(process, most).map_err(FrameError::from)? else { break };
+                record.slowed = factor;
+                tell(Event::Slowed(factor));
             }
             last = bytes;
             let round = self.round(number as u32, &todo, tell)?;
