@@ -37,8 +37,16 @@ pub enum FreezeError {
 #[derive(Debug, Default)]
 pub struct Freezer {
     wanted: AtomicBool,
-    still: Mutex<Vec<ThreadImage>>,
+    still: Mutex<Still>,
     changed: Condvar,
+}
+
+/// Who stands still.
+#[derive(Debug, Default)]
+struct Still {
+    images: Vec<ThreadImage>,
+    /// How often the threads were let go: one that has not woken up by the next time stands still anew.
+    thaws: u64,
 }
 
 impl Freezer {
@@ -50,7 +58,8 @@ impl Freezer {
     /// Lets the threads go on.
     fn thaw(&self) {
         let mut still = lock(&self.still);
-        still.clear();
+        still.images.clear();
+        still.thaws += 1;
         self.wanted.store(false, Ordering::SeqCst);
         drop(still);
         self.changed.notify_all();
@@ -67,10 +76,10 @@ impl Freezer {
         if !self.is_wanted() {
             return;
         }
-        let tid = image.tid;
-        still.push(image);
+        let (tid, thaws) = (image.tid, still.thaws);
+        still.images.push(image);
         self.changed.notify_all();
-        while self.is_wanted() && !process.must_end(tid) {
+        while still.thaws == thaws && !process.must_end(tid) {
             still = self.changed.wait(still).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -108,16 +117,16 @@ impl Process {
             if self.ending().is_some() {
                 return Err(FreezeError::Ended);
             }
-            let moving = threads.iter().find(|thread| !still.iter().any(|image| image.tid == thread.tid()));
+            let moving = threads.iter().find(|thread| !still.images.iter().any(|image| image.tid == thread.tid()));
             let Some(moving) = moving else {
-                frozen.threads.clone_from(&still);
+                frozen.threads.clone_from(&still.images);
                 return Ok(frozen);
             };
             if Instant::now() >= deadline {
                 return Err(FreezeError::Late(moving.tid()));
             }
             let missing: Vec<_> =
-                threads.iter().filter(|thread| !still.iter().any(|image| image.tid == thread.tid())).collect();
+                threads.iter().filter(|thread| !still.images.iter().any(|image| image.tid == thread.tid())).collect();
             drop(still);
             for thread in missing {
                 thread.call_to_freeze();
@@ -125,7 +134,7 @@ impl Process {
             let until = Instant::now() + repeat;
             repeat = (repeat * 2).min(SELDOM);
             let mut still = lock(&self.freezer.still);
-            while still.len() < threads.len() && self.ending().is_none() {
+            while still.images.len() < threads.len() && self.ending().is_none() {
                 let left = until.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     break;
