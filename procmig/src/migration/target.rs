@@ -249,23 +249,18 @@ impl Hold<'_> {
                 continue;
             }
             for page in pages {
-                match run.content {
-                    Content::Nothing => {}
-                    Content::Zeros => {
-                        let frame = self.frame(run.owner, page, run.large)?;
-                        ram.zero(frame);
+                let frame = self.frame(run.owner, page, run.large)?;
+                if run.content == Content::Zeros {
+                    ram.zero(frame);
+                    continue;
+                }
+                coming.push(frame);
+                let at = ram.host_address().wrapping_add(frame.address().raw() as usize);
+                match places.last_mut() {
+                    Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == at => {
+                        last.iov_len += PAGE_SIZE as usize;
                     }
-                    Content::Bytes => {
-                        let frame = self.frame(run.owner, page, run.large)?;
-                        coming.push(frame);
-                        let at = ram.host_address().wrapping_add(frame.address().raw() as usize);
-                        match places.last_mut() {
-                            Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == at => {
-                                last.iov_len += PAGE_SIZE as usize;
-                            }
-                            _ => places.push(libc::iovec { iov_base: at.cast(), iov_len: PAGE_SIZE as usize }),
-                        }
-                    }
+                    _ => places.push(libc::iovec { iov_base: at.cast(), iov_len: PAGE_SIZE as usize }),
                 }
             }
         }
