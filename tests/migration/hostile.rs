@@ -90,9 +90,7 @@ fn adopt(socket: &Path, pid: i32, ticket: Ticket) -> bool {
 
 /// What the node has: processes, threads, and bytes of RAM in use.
 fn has(pair: &Pair) -> (u64, u64, u64) {
-    let json = pair.host.skein(&["node", "ls", "--json"]).expect("the node answers");
-    let nodes: serde_json::Value = serde_json::from_str(&json).expect("JSON");
-    let node = nodes.as_array().and_then(|nodes| nodes.iter().find(|node| node["name"] == "a")).expect("the node");
+    let node = pair.about("a");
     let number = |what: &str| node[what].as_u64().expect("a number");
     (number("processes"), number("threads"), number("memory_used"))
 }

@@ -66,6 +66,13 @@ impl Pair {
         child
     }
 
+    /// What `skein node ls` says of a node.
+    fn about(&self, node: &str) -> serde_json::Value {
+        let json = self.host.skein(&["node", "ls", "--json"]).expect("node ls works");
+        let nodes: Vec<serde_json::Value> = serde_json::from_str(&json).expect("JSON");
+        nodes.into_iter().find(|entry| entry["name"] == node).expect("the node")
+    }
+
     /// At which node a process is.
     fn at(&self, pid: i32) -> Option<char> {
         ['a', 'b'].into_iter().find(|node| {

@@ -67,9 +67,7 @@ fn a_program_that_notices_everything_notices_nothing_of_500_migrations() {
 
 /// What a node's VMM has: descriptors, threads, and bytes of guest RAM that are handed out.
 fn belongings(pair: &Pair, node: &str) -> (usize, usize, u64) {
-    let json = pair.host.skein(&["node", "ls", "--json"]).expect("node ls works");
-    let nodes: serde_json::Value = serde_json::from_str(&json).expect("JSON");
-    let of = nodes.as_array().and_then(|nodes| nodes.iter().find(|entry| entry["name"] == node)).expect("the node");
+    let of = pair.about(node);
     let pid = of["vmm_pid"].as_i64().expect("a PID");
     let count = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).expect("the VMM runs").count();
     (count("fd"), count("task"), of["memory_used"].as_u64().expect("a number"))
