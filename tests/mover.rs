@@ -1,7 +1,7 @@
 //! Somebody who has every process of a host migrate all the time, at moments that a seed decides.
 
 pub use procmig::migration::record::Record;
-use procmig::wire::control::{MAX_MESSAGE, Migrate, NodeReply, NodeRequest, ProcessStatus};
+use procmig::wire::control::{MAX_MESSAGE, Migrate, NodeReply, NodeRequest, ProcessStatus, Way};
 use procmig::wire::frame;
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
@@ -71,10 +71,14 @@ pub fn processes(socket: &Path) -> Result<Vec<ProcessStatus>, String> {
 /// # Errors
 /// Why it stays.
 pub fn migrate(pid: i32, from: &Path, to: &Path) -> Result<Record, String> {
+    let node = to.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let order = Migrate {
         pid,
-        socket: to.as_os_str().as_bytes().to_vec(),
-        node: to.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        home: None,
+        way: Way::Socket(to.as_os_str().as_bytes().to_vec()),
+        host: None,
+        node: node.clone(),
+        shown: node,
         max_freeze_micros: 50_000,
         bandwidth: None,
     };

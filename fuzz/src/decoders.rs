@@ -198,8 +198,8 @@ pub fn migration(data: &[u8]) {
             Ok(FromSource::Image(image)) => {
                 let is_valid = target::validate(&image, image.pid).is_ok();
                 assert!(!is_valid || !image.threads.is_empty() && image.pid > 0);
-                if let Some(timers) = ProcessTimers::from_images(&image.timers, image.next_timer) {
-                    assert!(timers.images().0.len() <= image.timers.len());
+                if let Some(timers) = ProcessTimers::from_images(&image.timers, image.next_timer, 0) {
+                    assert!(timers.images(0).0.len() <= image.timers.len());
                 }
                 postcard::to_stdvec(&image).expect("what was read can be written");
             }

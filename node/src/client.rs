@@ -2,10 +2,11 @@
 
 use crate::hostd::launch::read_line;
 use crate::hostd::lock;
-use crate::hostd::protocol::{self, HostReply, HostRequest, HostStatus, MAX_REPLY, NodeEntry, Place};
+use crate::hostd::protocol::{self, HostReply, HostRequest, HostStatus, MAX_REPLY, Migrate, NodeEntry, Place};
 use crate::statedir::{StateDir, open_log};
 use anyhow::{Context, bail};
 use procmig::deputy::Remote;
+use procmig::migration::record::{Event, Record};
 use procmig::wire::frame;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -75,6 +76,10 @@ impl Client {
 
     fn exchange(&mut self, request: &HostRequest) -> anyhow::Result<Vec<u8>> {
         self.stream.write_all(&protocol::encode(request)?)?;
+        self.next()
+    }
+
+    fn next(&mut self) -> anyhow::Result<Vec<u8>> {
         let mut head = [0; 4];
         self.stream.read_exact(&mut head)?;
         self.body(head)
@@ -113,6 +118,28 @@ impl Client {
             }
             (other, _) => bail!("the host answered another question: {other:?}"),
         }
+    }
+
+    /// Has a process migrate; while it goes on `tell` is told how.
+    ///
+    /// # Errors
+    /// Why it stays where it is.
+    pub fn migrate(&mut self, order: Migrate, tell: &mut dyn FnMut(Event)) -> anyhow::Result<Record> {
+        let failed = "the host does not answer; see: skein host status";
+        // However long a round takes: a host that is gone closes the connection.
+        self.stream.set_read_timeout(None)?;
+        let mut reply = self.exchange(&HostRequest::Migrate(order)).context(failed)?;
+        let record = loop {
+            match protocol::decode(&reply).map_err(anyhow::Error::msg)? {
+                HostReply::Migration(event) => tell(event),
+                HostReply::Migrated(record) => break Ok(record),
+                HostReply::Refused(why) => break Err(anyhow::Error::msg(why)),
+                other => bail!("the host answered another question: {other:?}"),
+            }
+            reply = self.next().context(failed)?;
+        };
+        self.stream.set_read_timeout(Some(ANSWER))?;
+        record
     }
 
     /// The state of the host.

@@ -8,6 +8,7 @@ mod cli;
 mod client;
 mod cluster;
 mod commands;
+mod finder;
 mod hostd;
 mod measured;
 mod memory;

@@ -1,12 +1,9 @@
 //! A node VM as a process: what `skeind` starts.
 
 use crate::kernel::{Kernel, KernelError};
-use crate::migration::image::MAX_THREADS;
-use crate::migration::wire::Ticket;
-use crate::migration::{source, target};
-use crate::wire::control::{MAX_MESSAGE, MAX_REQUEST, NodeReply, NodeRequest, NodeStatus, ToNode, VERSION};
+use crate::migration::{adoption, source, target};
+use crate::wire::control::{MAX_MESSAGE, MAX_REQUEST, NodeReply, NodeRequest, NodeStatus, VERSION};
 use crate::wire::frame::{self, FrameError};
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::TcpStream;
@@ -148,16 +145,24 @@ fn converse(
                 }
                 return Ok(());
             }
-            NodeRequest::Receive(offer) => return target::receive(kernel, &connection, &offer),
-            NodeRequest::Adopt { ticket, threads, more } => {
-                return adopt(connection, kernel, ticket, &threads, descriptors, more);
+            NodeRequest::Receive(offer) => return target::receive(kernel, &mut connection.into(), &offer),
+            NodeRequest::Incoming(keys) => {
+                let Some(socket) = descriptors.pop() else {
+                    let sentence = "a connection must be passed".to_owned();
+                    return frame::send(&connection, &NodeReply::Refused(sentence), &[]);
+                };
+                // `connection` is closed when it is over, which is what `skeind` waits for.
+                return target::receive_from_afar(kernel, TcpStream::from(socket), *keys);
+            }
+            NodeRequest::Adopt(adopt) => {
+                return adoption::serve(kernel, connection.into(), adopt, descriptors, None);
             }
             NodeRequest::Migrate(order) => {
                 let tell = &mut |event| {
                     // Who has asked may be gone; the migration goes on.
                     let _ = frame::send(&connection, &NodeReply::Migration(event), &[]);
                 };
-                match source::migrate(kernel, &order, tell) {
+                match source::migrate(kernel, &order, descriptors.pop(), tell) {
                     Ok(record) => NodeReply::Migrated(record),
                     Err(error) => NodeReply::Refused(crate::chain(&error)),
                 }
@@ -194,57 +199,6 @@ fn converse(
         };
         debug_assert!(frame::encode(&reply).is_ok_and(|bytes| bytes.len() <= MAX_MESSAGE));
         frame::send(&connection, &reply, &[])?;
-    }
-}
-
-/// Takes the connections of a process that has arrived, and runs it when its deputy says so.
-fn adopt(
-    connection: UnixStream,
-    kernel: &Arc<Kernel>,
-    ticket: Ticket,
-    threads: &[i32],
-    descriptors: Vec<OwnedFd>,
-    more: bool,
-) -> Result<(), FrameError> {
-    let mut calls = HashMap::new();
-    let mut take = |threads: &[i32], descriptors: Vec<OwnedFd>| {
-        let matches = threads.len() == descriptors.len() && calls.len() + threads.len() <= MAX_THREADS;
-        calls.extend(threads.iter().copied().zip(descriptors.into_iter().map(UnixStream::from)));
-        matches
-    };
-    let mut right = take(threads, descriptors);
-    let mut more = more;
-    while more && right {
-        match frame::receive::<NodeRequest>(&connection, MAX_MESSAGE)? {
-            (NodeRequest::Adopt { ticket: again, threads, more: others }, descriptors) => {
-                right = again == ticket && take(&threads, descriptors);
-                more = others;
-            }
-            _ => right = false,
-        }
-    }
-    let refuse = |reason: String| frame::send(&connection, &NodeReply::Refused(reason), &[]);
-    if !right {
-        return refuse("a deputy must pass a connection for each thread".to_owned());
-    }
-    let Some(mut arrival) = kernel.arrivals.take(&ticket) else {
-        return refuse("no such process has arrived, or it waits no more".to_owned());
-    };
-    let control = connection.try_clone()?;
-    control.set_read_timeout(None)?;
-    if let Err(error) = arrival.connect(control, calls) {
-        return refuse(crate::chain(&error));
-    }
-    frame::send(&connection, &NodeReply::Done, &[])?;
-    connection.set_read_timeout(Some(PATIENCE))?;
-    match frame::receive::<ToNode>(&connection, MAX_MESSAGE)? {
-        (ToNode::Run { epoch }, _) if arrival.is_for(epoch) => {
-            connection.set_read_timeout(None)?;
-            arrival.run();
-            Ok(())
-        }
-        // The deputy keeps it where it was.
-        _ => Ok(()),
     }
 }
 

@@ -203,8 +203,16 @@ fn a_forged_signal_frame_is_an_error_at_worst() {
 
 #[test]
 fn a_damaged_migration_is_an_error_at_worst() {
-    let offer =
-        Offer { version: 1, pid: 42, name: "n".into(), bytes: 1, threads: 2, fpu: (832, 7), cpu: CpuFeatures::here() };
+    let offer = Offer {
+        version: 1,
+        pid: 42,
+        name: "n".into(),
+        bytes: 1,
+        threads: 2,
+        fpu: (832, 7),
+        cpu: CpuFeatures::here(),
+        link: None,
+    };
     let mut image = sample::image(42);
     let clock = libc::CLOCK_MONOTONIC;
     let timer =

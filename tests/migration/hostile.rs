@@ -5,7 +5,7 @@ use crate::Pair;
 use crate::sample::{CODE, PAGES, image};
 use procmig::migration::cpu::CpuFeatures;
 use procmig::migration::wire::{Content, FromSource, Offer, Owner, Reply, Run, Ticket};
-use procmig::wire::control::{MAX_MESSAGE, NodeReply, NodeRequest, ToNode, VERSION};
+use procmig::wire::control::{Adopt, MAX_MESSAGE, NodeReply, NodeRequest, ToNode, VERSION};
 use procmig::wire::frame;
 use skein_tests::mover::Random;
 use std::io::Write;
@@ -27,6 +27,7 @@ fn offer(pid: i32) -> Offer {
         threads: 1,
         fpu: (832, 0),
         cpu: CpuFeatures::default(),
+        link: None,
     }
 }
 
@@ -77,7 +78,7 @@ fn say(socket: &Path, pid: i32, messages: &[Vec<u8>]) -> Option<(Ticket, UnixStr
 fn adopt(socket: &Path, pid: i32, ticket: Ticket) -> bool {
     let control = UnixStream::connect(socket).expect("the node is there");
     let (ours, theirs) = UnixStream::pair().expect("sockets");
-    let request = NodeRequest::Adopt { ticket, threads: vec![pid], more: false };
+    let request = NodeRequest::Adopt(Adopt { ticket, threads: vec![pid], connections: Vec::new(), more: false });
     let is_done = frame::send(&control, &request, &[theirs.as_raw_fd()]).is_ok()
         && matches!(frame::receive(&control, MAX_MESSAGE), Ok((NodeReply::Done, _)));
     if is_done {

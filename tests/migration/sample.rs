@@ -45,6 +45,8 @@ pub(crate) fn image(pid: i32) -> ProcessImage {
         leader_status: 0,
         leader_seq: None,
         home_signals: Default::default(),
+        relayed: 0,
+        clocks: [0; 3],
         trace: false,
         report: false,
         stopped: false,

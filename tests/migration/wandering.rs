@@ -9,6 +9,9 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 
+/// Most migrations of a test that may take too long.
+const LATE: u32 = 10;
+
 /// The program that notices everything, for so long.
 pub(crate) fn wander(pair: &Pair, seconds: &str, file: &str) -> (Child, PathBuf) {
     wander_with(pair, seconds, file, &[])
@@ -40,8 +43,6 @@ fn a_program_that_notices_everything_notices_nothing_of_500_migrations() {
     let (mut child, file) = wander(&pair, "3600", "numbers");
     let pid = child.id() as i32;
     let mut random = mover::Random(4);
-    /// Most migrations that may fail in time.
-    const LATE: u32 = 10;
     let (mut longest, mut late) = (0, 0);
     for number in 0..500 {
         // Where others load the machine one may take longer than a process may stand still; it stays then.
@@ -83,8 +84,13 @@ fn nothing_is_left_of_a_process_that_has_gone_a_thousand_times() {
         pair.migrate(pid).expect("it goes");
     }
     let before = ["a", "b"].map(|node| belongings(&pair, node));
+    let mut late = 0;
     for number in 0..1000 {
-        pair.migrate(pid).unwrap_or_else(|why| panic!("migration {number}: {why}"));
+        // Where others load the machine one may take longer than a process may stand still; it stays then.
+        while let Err(why) = pair.migrate(pid) {
+            late += 1;
+            assert!(late <= LATE, "migration {number}: {why}");
+        }
     }
     // Up to 1024 page tables that are out of use wait for each other before they are free.
     const NOISE: (usize, u64) = (4, 5 << 20);

@@ -28,7 +28,7 @@ const MOST_SHOWN: usize = 256;
 /// Longest version or feature that is taken from a host.
 const LONGEST_WORD: usize = 64;
 /// Longest refusal.
-const LONGEST_REFUSAL: usize = 500;
+pub const LONGEST_REFUSAL: usize = 500;
 
 /// Opens a connection with a member for a purpose. It is ready for what the purpose says; this side speaks first.
 ///

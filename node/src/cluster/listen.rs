@@ -9,6 +9,7 @@ use super::guests::{self, Nodes};
 use super::joining;
 use super::link::{HANDSHAKE, Link, LinkError};
 use super::membership::Membership;
+use super::migrating;
 use super::probe;
 use super::tls::{BETWEEN_MEMBERS, JOINING};
 use super::wire::message::{Greeting, Hello, MAX_MESSAGE, MAX_SHORT, Purpose, Reply, Request};
@@ -172,11 +173,25 @@ async fn converse(membership: &Arc<Membership>, nodes: Arc<dyn Nodes>, mut link:
         link.send(&Greeting::Welcome(membership.hello(hello.purpose))).await?;
         return guests::pass_on(link.hand_over()?, node, peer, &home).await;
     }
+    if let Purpose::Migration(node) = &hello.purpose {
+        let (find, node) = (nodes.clone(), node.clone());
+        let found = blocking(move || {
+            let (node, _) = find.find(node.as_ref())?;
+            let stream = find.connect(Some(&node))?;
+            Ok::<_, String>((node, stream))
+        });
+        let (node, stream) = match found.await? {
+            Ok(found) => found,
+            Err(why) => return link.send(&Greeting::Refused(why)).await,
+        };
+        link.send(&Greeting::Welcome(membership.hello(Purpose::Migration(Some(node))))).await?;
+        return guests::pass_on_migration(link.hand_over()?, stream).await;
+    }
     link.send(&Greeting::Welcome(membership.hello(hello.purpose.clone()))).await?;
     match hello.purpose {
         Purpose::Control => control(membership, nodes, link).await,
         Purpose::Probe => probe::answer(link.hand_over()?).await,
-        Purpose::Guest(_) => Ok(()),
+        Purpose::Guest(_) | Purpose::Migration(_) => Ok(()),
     }
 }
 
@@ -219,10 +234,24 @@ async fn control(membership: &Arc<Membership>, nodes: Arc<dyn Nodes>, mut link: 
             Request::Guests => match membership.roster().member(link.peer()).map(|member| member.name.clone()) {
                 Some(home) => {
                     let nodes = nodes.clone();
-                    Reply::Guests(blocking(move || nodes.guests(&home)).await?)
+                    Reply::Guests(blocking(move || nodes.guests(Some(&home))).await?)
                 }
                 None => Reply::Refused("it is no member".to_owned()),
             },
+            Request::Migrate(order) => {
+                let (news, mut told) = tokio::sync::mpsc::unbounded_channel();
+                let (membership, nodes, home) = (membership.clone(), nodes.clone(), link.peer());
+                // It goes on, whether or not somebody is told.
+                let moved = tokio::spawn(async move { migrating::obey(&membership, nodes, home, order, news).await });
+                while let Some(event) = told.recv().await {
+                    link.send(&Reply::Migration(event)).await?;
+                }
+                match moved.await {
+                    Ok(Ok(record)) => Reply::Migrated(record),
+                    Ok(Err(why)) => Reply::Refused(why),
+                    Err(error) => Reply::Refused(error.to_string()),
+                }
+            }
             Request::Leave => return farewell(membership, link).await,
         };
         link.send(&reply).await?;

@@ -2,6 +2,7 @@
 
 use super::contact;
 use super::link::Handed;
+use super::membership::Membership;
 use super::service::{Service, ServiceError};
 use super::wire::id::KeyId;
 use super::wire::label::Label;
@@ -45,6 +46,19 @@ impl Drop for Count {
             }
         }
     }
+}
+
+/// A host that is known by its ID, and a node there.
+///
+/// # Errors
+/// A sentence that says what to do.
+pub fn chosen(membership: &Membership, id: KeyId, node: Option<NodeName>) -> Result<Chosen, String> {
+    if id == membership.id {
+        return Ok(Chosen::Here(node));
+    }
+    let member = membership.roster().member(id).cloned();
+    let member = member.ok_or_else(|| format!("no member of the cluster has the ID {id}"))?;
+    Ok(Chosen::There(member, node))
 }
 
 impl Service {

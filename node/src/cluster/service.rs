@@ -195,7 +195,7 @@ impl Service {
         result.map_err(|error| crate::hostd::registry::chain(&error))
     }
 
-    pub(super) fn membership(&self) -> Result<Arc<Membership>, ServiceError> {
+    pub fn membership(&self) -> Result<Arc<Membership>, ServiceError> {
         {
             let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(running) = &*running {

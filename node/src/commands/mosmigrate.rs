@@ -2,18 +2,19 @@
 
 use crate::cli::{DirArg, STATUSES};
 use crate::client::Client;
+use crate::cluster::wire::label::Label;
+use crate::cluster::wire::message::Manner;
+use crate::hostd::protocol::Migrate;
 use crate::memory::{Size, show};
 use crate::name::NodeName;
 use crate::nodelink;
 use crate::output::print;
 use crate::statedir::StateDir;
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use procmig::migration::record::{Event, Record, Round};
-use procmig::wire::control::Migrate;
 use std::io::{IsTerminal, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 /// How long a process may stand still if nobody says otherwise.
@@ -28,15 +29,20 @@ const MAX_FREEZE: Duration = Duration::from_millis(50);
 EXAMPLE
   mosrun --node a sort big.txt &
   mosmigrate $! b                  to the node b
+  mosmigrate $! other-host         to a node of another host
+  mosmigrate $! home               back to this host
   mosmigrate $! out                to any other node
 
 {STATUSES}"))]
 pub struct MigrateArgs {
     /// The process, as mosps and ps show it
     pid: i32,
-    /// The node to go to; or `home`, or `out` for any other than where it is
-    #[arg(value_name = "NODE|home|out")]
+    /// The node or host to go to: NODE, HOST or HOST/NODE; or `home`, or `out` for any other than where it is
+    #[arg(value_name = "NODE|HOST|home|out")]
     to: String,
+    /// The process is one of another host, which runs in a node of this one
+    #[arg(long, value_name = "HOST")]
+    from: Option<String>,
     /// How long the process may stand still; memory is sent beforehand until the rest fits in
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = duration)]
     max_freeze: Duration,
@@ -68,41 +74,37 @@ fn duration(text: &str) -> Result<Duration, String> {
 pub fn main(args: MigrateArgs) -> anyhow::Result<()> {
     let state = StateDir::find(args.dir.dir.as_deref())?.context("no host runs here; see: skein host start")?;
     let mut client = Client::connect(&state)?.context("no host runs here; see: skein host start")?;
-    let nodes: Vec<NodeName> = client.status()?.nodes.into_iter().map(|node| node.name).collect();
-    let mut from = None;
-    for node in &nodes {
-        if nodelink::processes(&state, node)?.iter().any(|process| process.pid == args.pid) {
-            from = Some(node.clone());
-        }
-    }
-    let Some(from) = from else { bail!("no node of this host runs process {}; see: mosps", args.pid) };
-    let to = target(&state, &nodes, &from, &args.to)?;
-    let order = Migrate {
+    let manner = Manner {
         max_freeze_micros: u64::try_from(args.max_freeze.as_micros()).unwrap_or(u64::MAX),
         bandwidth: args.bandwidth.map(|Size(bytes)| bytes.max(1)),
-        ..order(&state, args.pid, &to)
     };
+    let home = args.from.map(|from| from.parse::<Label>()).transpose()?;
     let mut display = Display::new(args.json, args.pid);
-    let record = nodelink::migrate(&state, &from, &order, &mut |event| display.show(&event))?;
+    let order = Migrate { pid: args.pid, home, to: args.to, manner };
+    let record = client.migrate(order, &mut |event| display.show(&event))?;
     display.finish(&record)
 }
 
-/// Has all processes of a node go to others, each to the one that has fewest threads; if there are no others, or one
-/// cannot go, it stays.
-pub fn evacuate(state: &StateDir, from: &NodeName, others: &[NodeName]) -> anyhow::Result<()> {
+/// Has all processes of a node go to others, each to the one that has fewest threads, and those of other hosts home if
+/// there are none; if one cannot go, it stays.
+pub fn evacuate(state: &StateDir, client: &mut Client, from: &NodeName, others: &[NodeName]) -> anyhow::Result<()> {
     /// Processes may be started, or end, while others leave.
     const ROUNDS: u32 = 5;
+    let manner = Manner { max_freeze_micros: MAX_FREEZE.as_micros() as u64, bandwidth: None };
     for _ in 0..ROUNDS {
-        let processes = nodelink::processes(state, from)?;
-        if processes.is_empty() || others.is_empty() {
+        let mut processes = nodelink::processes(state, from)?;
+        if others.is_empty() {
+            processes.retain(|process| process.home.is_some());
+        }
+        if processes.is_empty() {
             break;
         }
         for process in processes {
-            let Some(to) = least(state, others)? else { return Ok(()) };
-            let order = order(state, process.pid, &to);
-            match nodelink::migrate(state, from, &order, &mut |_| {}) {
-                Ok(_) => print(&format!("{} went to {to}\n", process.pid))?,
-                Err(error) => crate::output::complain("skein node stop", &error.into()),
+            let to = least(state, others)?.map_or_else(|| "home".to_owned(), |node| node.to_string());
+            let home = process.home.as_ref().map(|home| home.parse::<Label>()).transpose()?;
+            match client.migrate(Migrate { pid: process.pid, home, to, manner }, &mut |_| {}) {
+                Ok(record) => print(&format!("{} went to {}\n", process.pid, record.to))?,
+                Err(error) => crate::output::complain("skein node stop", &error),
             }
         }
     }
@@ -117,39 +119,6 @@ fn least(state: &StateDir, nodes: &[NodeName]) -> anyhow::Result<Option<NodeName
     }
     known.sort();
     Ok(known.into_iter().next().map(|(_, node)| node))
-}
-
-/// The order to send a process to a node of this host, with what it is if nobody says otherwise.
-pub fn order(state: &StateDir, pid: i32, to: &NodeName) -> Migrate {
-    Migrate {
-        pid,
-        socket: state.node_socket(to).as_os_str().as_bytes().to_vec(),
-        node: to.to_string(),
-        max_freeze_micros: MAX_FREEZE.as_micros() as u64,
-        bandwidth: None,
-    }
-}
-
-/// The node that is meant.
-fn target(state: &StateDir, nodes: &[NodeName], from: &NodeName, wanted: &str) -> anyhow::Result<NodeName> {
-    match wanted {
-        // All nodes that this command reaches are at home.
-        "home" => bail!("it is at home already, at the node {from}"),
-        "out" => {
-            let others: Vec<NodeName> = nodes.iter().filter(|node| *node != from).cloned().collect();
-            least(state, &others)?.context("there is no other node; see: skein node launch")
-        }
-        name => {
-            let name: NodeName = name.parse()?;
-            if name == *from {
-                bail!("it is at the node {name} already");
-            }
-            if !nodes.contains(&name) {
-                bail!("there is no node {name} on this host; see: skein node ls");
-            }
-            Ok(name)
-        }
-    }
 }
 
 /// How a migration is shown while it goes on.

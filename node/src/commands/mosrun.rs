@@ -5,6 +5,7 @@
 
 use crate::cli::DirArg;
 use crate::client::{Client, Placed};
+use crate::finder::HostFinder;
 use crate::hostd::protocol::{HostRequest, Place};
 use crate::memory::{BadSize, Size, show};
 use crate::name::NodeName;
@@ -180,7 +181,9 @@ fn start(args: RunArgs, all: &[OsString]) -> Result<std::convert::Infallible, Fa
         (None, None, true) => Wish::Place(Place::Best),
         (None, None, false) => Wish::Home,
     };
-    let (node, node_name) = reach(&args.dir, wish)?;
+    let state = StateDir::open(args.dir.dir.as_deref()).map_err(anyhow::Error::from)?;
+    let (node, node_name) = reach(&state, wish)?;
+    let finder = Some(Box::new(HostFinder::new(state)) as Box<dyn deputy::Finder>);
     let (ignored_signals, blocked_signals) = deputy::inherited_signals();
     let attach = Attach {
         version: control::VERSION,
@@ -198,7 +201,7 @@ fn start(args: RunArgs, all: &[OsString]) -> Result<std::convert::Infallible, Fa
         memory_limit: args.memory.map(|memory| memory.0),
         max_threads: args.max_threads.map(NonZeroU32::get),
     };
-    let error = deputy::run(Setup { node, node_name, attach, trace, reporter });
+    let error = deputy::run(Setup { node, node_name, attach, trace, finder, reporter });
     Err(anyhow::Error::new(error).into())
 }
 
@@ -238,19 +241,18 @@ enum Wish {
 }
 
 /// Connects to the node that the program shall run in.
-fn reach(dir: &DirArg, wish: Wish) -> anyhow::Result<(Node, String)> {
-    let state = StateDir::open(dir.dir.as_deref())?;
-    let here = |name: NodeName| anyhow::Ok((nodelink::connect(&state, &name)?.into(), name.into()));
+fn reach(state: &StateDir, wish: Wish) -> anyhow::Result<(Node, String)> {
+    let here = |name: NodeName| anyhow::Ok((nodelink::connect(state, &name)?.into(), name.into()));
     let mut client = match wish {
         Wish::Node(name) => return here(name),
-        Wish::Place(place) => match Client::connect_or_start(&state)?.place(place)? {
+        Wish::Place(place) => match Client::connect_or_start(state)?.place(place)? {
             Placed::Here(node) => return here(node.name),
             Placed::There { host, remote } => return Ok((Node::Elsewhere(remote), host)),
         },
-        Wish::Home => Client::connect_or_start(&state)?,
+        Wish::Home => Client::connect_or_start(state)?,
     };
     let picked = client.node(&HostRequest::Pick)?.name;
-    match nodelink::connect(&state, &picked) {
+    match nodelink::connect(state, &picked) {
         Ok(stream) => Ok((stream.into(), picked.into())),
         Err(_) => {
             // It ended just now; by the time of a second question the host has noticed.

@@ -185,7 +185,7 @@ fn stop(dir: &DirArg, name: Option<NodeName>, force: bool) -> anyhow::Result<()>
         if !force
             && all.contains(&name)
             && let Some(state) = &state
-            && let Err(error) = mosmigrate::evacuate(state, &name, &others)
+            && let Err(error) = mosmigrate::evacuate(state, &mut client, &name, &others)
         {
             // The host says what is to be done about the node.
             crate::output::complain("skein node stop", &error);

@@ -2,14 +2,16 @@
 
 use super::Host;
 use super::protocol::{HostReply, Place};
-use super::registry::Registry;
+use super::registry::{Registry, chain};
 use crate::cluster::guests::Nodes;
-use crate::cluster::placing::{Away, Chosen};
+use crate::cluster::placing::{self, Away, Chosen};
+use crate::cluster::wire::id::KeyId;
 use crate::cluster::wire::label::Label;
 use crate::cluster::wire::message::Load;
 use crate::name::NodeName;
 use procmig::wire::control::ProcessStatus;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// This host's nodes.
@@ -21,14 +23,18 @@ impl Nodes for OwnNodes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).connect(node)
     }
 
+    fn find(&self, node: Option<&NodeName>) -> Result<(NodeName, PathBuf), String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).socket(node)
+    }
+
     fn load(&self) -> Load {
         let nodes = self.0.lock().unwrap_or_else(PoisonError::into_inner).entries();
         Load { per_mille: per_mille(), nodes: nodes.into_iter().map(|entry| entry.name).collect() }
     }
 
-    fn guests(&self, home: &Label) -> Vec<(NodeName, ProcessStatus)> {
+    fn guests(&self, home: Option<&Label>) -> Vec<(NodeName, ProcessStatus)> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner).processes();
-        all.retain(|(_, process)| process.home.as_deref() == Some(home.as_str()));
+        all.retain(|(_, process)| process.home.as_deref() == home.map(Label::as_str));
         all
     }
 }
@@ -62,6 +68,31 @@ pub(super) async fn place(host: &Arc<Host>, place: Place) -> anyhow::Result<(Hos
         (Place::Best, Some(cluster)) => cluster.best().await,
         (Place::Best, None) => Chosen::Here(None),
     };
+    reach(host, chosen).await
+}
+
+/// Finds the way to a node for a process that is to migrate there.
+pub(super) async fn way(
+    host: &Arc<Host>,
+    to: Option<KeyId>,
+    node: NodeName,
+) -> anyhow::Result<(HostReply, Option<Away>)> {
+    let chosen = match (to, &host.cluster) {
+        (Some(to), Some(cluster)) => {
+            let membership = cluster.membership().map_err(|error| chain(&error));
+            match membership.and_then(|membership| placing::chosen(&membership, to, Some(node))) {
+                Ok(chosen) => chosen,
+                Err(why) => return Ok((HostReply::Refused(why), None)),
+            }
+        }
+        (Some(_), None) => return Ok((HostReply::Refused("this host is in no cluster".to_owned()), None)),
+        (None, _) => Chosen::Here(Some(node)),
+    };
+    reach(host, chosen).await
+}
+
+async fn reach(host: &Arc<Host>, chosen: Chosen) -> anyhow::Result<(HostReply, Option<Away>)> {
+    let refused = |why: String| Ok((HostReply::Refused(why), None));
     match (chosen, &host.cluster) {
         (Chosen::There(member, node), Some(cluster)) => match cluster.open_link(&member, node).await {
             Ok(away) => {

@@ -9,6 +9,7 @@ mod guests;
 pub mod launch;
 pub mod lock;
 pub mod log;
+mod migrate;
 pub mod protocol;
 pub mod registry;
 mod stream;
@@ -195,20 +196,32 @@ async fn converse(
                 bail!(why);
             }
         };
-        if let HostRequest::Place(place) = request {
-            let (reply, away) = guests::place(&host, place).await?;
-            let bytes = protocol::encode(&reply)?;
-            let Some(away) = away else {
-                stream::write(&mut connection, &bytes).await?;
-                continue;
-            };
-            stream::write_with_descriptor(&mut connection, &bytes, &away.handed.socket).await?;
-            // As long as the program and what it has started live.
-            drop(room);
-            stream::closed(&mut connection).await;
-            drop(away);
-            return Ok(());
+        if let HostRequest::Migrate(order) = request {
+            let reply = tell_of_migration(&host, &mut connection, order).await?;
+            stream::write(&mut connection, &protocol::encode(&reply)?).await?;
+            continue;
         }
+        let placed = match request {
+            HostRequest::Place(place) => Ok(guests::place(&host, place).await?),
+            HostRequest::Reach { host: to, node } => Ok(guests::way(&host, to, node).await?),
+            other => Err(other),
+        };
+        let request = match placed {
+            Err(other) => other,
+            Ok((reply, away)) => {
+                let bytes = protocol::encode(&reply)?;
+                let Some(away) = away else {
+                    stream::write(&mut connection, &bytes).await?;
+                    continue;
+                };
+                stream::write_with_descriptor(&mut connection, &bytes, &away.handed.socket).await?;
+                // As long as the program and what it has started live.
+                drop(room);
+                stream::closed(&mut connection).await;
+                drop(away);
+                return Ok(());
+            }
+        };
         let stopping = matches!(request, HostRequest::Stop { .. });
         let reply = answer(&host, request).await?;
         let stop = stopping && reply == HostReply::Done;
@@ -218,6 +231,21 @@ async fn converse(
             return Ok(());
         }
     }
+}
+
+/// Has a process migrate and tells how it goes on; gives the last word. It goes on, whether or not somebody listens.
+async fn tell_of_migration(
+    host: &Arc<Host>,
+    connection: &mut UnixStream,
+    order: protocol::Migrate,
+) -> anyhow::Result<HostReply> {
+    let (news, mut told) = mpsc::unbounded_channel();
+    let by = host.clone();
+    let moved = tokio::spawn(async move { migrate::serve(&by, order, news).await });
+    while let Some(event) = told.recv().await {
+        stream::write(connection, &protocol::encode(&HostReply::Migration(event))?).await?;
+    }
+    Ok(moved.await?.map_or_else(HostReply::Refused, HostReply::Migrated))
 }
 
 async fn answer(host: &Arc<Host>, request: HostRequest) -> anyhow::Result<HostReply> {
@@ -249,9 +277,11 @@ async fn answer(host: &Arc<Host>, request: HostRequest) -> anyhow::Result<HostRe
         HostRequest::Pick => registry.pick().map(HostReply::Node),
         HostRequest::StopNode { name, force } => registry.stop(&name, force).map(|()| HostReply::Done),
         HostRequest::Stop { force } => registry.stop_all(force).map(|()| HostReply::Done),
-        HostRequest::Cluster(_) | HostRequest::Place(_) | HostRequest::Elsewhere => {
-            Err("a request about the cluster is answered elsewhere".to_owned())
-        }
+        HostRequest::Cluster(_)
+        | HostRequest::Place(_)
+        | HostRequest::Reach { .. }
+        | HostRequest::Migrate(_)
+        | HostRequest::Elsewhere => Err("a request about the cluster is answered elsewhere".to_owned()),
     })
     .await?;
     Ok(reply.unwrap_or_else(HostReply::Refused))

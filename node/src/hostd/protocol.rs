@@ -6,8 +6,11 @@
 //! hostile input.
 
 use crate::cluster::wire::control::{ClusterReply, ClusterRequest};
+use crate::cluster::wire::id::KeyId;
 use crate::cluster::wire::label::Label;
+use crate::cluster::wire::message::Manner;
 use crate::name::NodeName;
+use procmig::migration::record::{Event, Record};
 use procmig::wire::control::ProcessStatus;
 use procmig::wire::frame::FrameError;
 use procmig::wire::sealed::StreamKeys;
@@ -55,6 +58,28 @@ pub enum HostRequest {
     Place(Place),
     /// What runs for this host on others. Answered by [`HostReply::Elsewhere`].
     Elsewhere,
+    /// From a deputy: the way to this node, of this host or of another. Answered as [`HostRequest::Place`].
+    Reach {
+        /// The node's host; else this one.
+        host: Option<KeyId>,
+        /// The node.
+        node: NodeName,
+    },
+    /// Have a process migrate. Answered by [`HostReply::Migration`]s, and by [`HostReply::Migrated`].
+    Migrate(Migrate),
+}
+
+/// Which process is to migrate where, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Migrate {
+    /// At its home.
+    pub pid: i32,
+    /// Its home, if that is another host.
+    pub home: Option<Label>,
+    /// `NODE`, `HOST`, `HOST/NODE`, `home` or `out`.
+    pub to: String,
+    /// How it is to go.
+    pub manner: Manner,
 }
 
 /// Where a user wants a process to run.
@@ -89,6 +114,10 @@ pub enum HostReply {
     },
     /// To [`HostRequest::Elsewhere`].
     Elsewhere(Vec<(Label, NodeName, ProcessStatus)>),
+    /// How a migration goes on.
+    Migration(Event),
+    /// The process has gone where it should.
+    Migrated(Record),
 }
 
 /// The state of a host.

@@ -16,6 +16,7 @@ use procmig::wire::control::ProcessStatus;
 use std::collections::BTreeMap;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -157,16 +158,40 @@ impl Registry {
         found.ok_or_else(|| format!("there is no node {name}; see: skein node ls"))
     }
 
+    /// A node, this one or the one that is picked, and where its socket is.
+    ///
+    /// # Errors
+    /// A sentence that says what to do.
+    pub fn socket(&mut self, name: Option<&NodeName>) -> Result<(NodeName, PathBuf), String> {
+        let entry = self.find_or_pick(name)?;
+        let socket = self.state.node_socket(&entry.name);
+        Ok((entry.name, socket))
+    }
+
+    fn find_or_pick(&mut self, name: Option<&NodeName>) -> Result<NodeEntry, String> {
+        match name {
+            Some(name) => self.find(name),
+            None => self.pick(),
+        }
+    }
+
     /// Connects with a node: this one, or the one that is picked.
     ///
     /// # Errors
     /// A sentence that says what to do.
     pub fn connect(&mut self, name: Option<&NodeName>) -> Result<UnixStream, String> {
-        let entry = match name {
-            Some(name) => self.find(name)?,
-            None => self.pick()?,
-        };
+        let entry = self.find_or_pick(name)?;
         nodelink::connect(&self.state, &entry.name).map_err(|error| chain(&error))
+    }
+
+    /// The node with fewest threads among all but one.
+    pub fn least_busy_but(&self, name: &NodeName) -> Option<NodeName> {
+        let others = self.entries().into_iter().filter(|entry| entry.name != *name);
+        let known = others.filter_map(|entry| {
+            let status = nodelink::status(&self.state, &entry.name).ok()?;
+            Some((status.threads, entry.name))
+        });
+        known.min().map(|(_, name)| name)
     }
 
     /// The processes of all nodes that answer.

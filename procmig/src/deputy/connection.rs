@@ -1,11 +1,19 @@
 //! A deputy's end of a connection with its node: a Unix stream, or sealed TCP if the node is at another host.
 
-use super::descriptors::Own;
+use super::descriptors::{self, Own};
 use super::kernel;
+use super::threads::lock;
+use crate::wire::frame::{self, FrameError};
 use crate::wire::sealed::{Opener, Sealer};
 use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+use serde::{Serialize, de::DeserializeOwned};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 /// A connection, closed when dropped.
 #[derive(Debug)]
@@ -61,13 +69,47 @@ impl Connection {
         self.sealed.as_ref().is_some_and(|sealed| sealed.1.has_more())
     }
 
-    /// Whether something was sent here that has not been read.
-    pub(super) fn is_unread(&self) -> bool {
-        let mut byte = 0u8;
-        let flags = (libc::MSG_PEEK | libc::MSG_DONTWAIT) as u64;
-        let args = [self.as_raw_fd() as u64, std::ptr::from_mut(&mut byte) as u64, 1, flags, 0, 0];
-        // SAFETY: the kernel writes at most one byte to `byte`; there is no address.
-        self.has_more() || unsafe { kernel::call(libc::SYS_recvfrom as u32, args) } > 0
+    /// How long it waits for the node, both ways; `None` is for ever.
+    ///
+    /// # Errors
+    /// As `setsockopt(2)`.
+    pub(super) fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
+        let time = TimeVal::microseconds(patience.map_or(0, |patience| patience.as_micros() as i64));
+        // SAFETY: the descriptor is open as long as `self` is.
+        let socket = unsafe { BorrowedFd::borrow_raw(self.as_raw_fd()) };
+        setsockopt(&socket, sockopt::ReceiveTimeout, &time)?;
+        Ok(setsockopt(&socket, sockopt::SendTimeout, &time)?)
+    }
+
+    /// Sends a message, with descriptors, which only a node on this host is passed.
+    ///
+    /// # Errors
+    /// If the connection fails, or cannot pass descriptors.
+    pub(super) fn send_message<T: Serialize>(&mut self, message: &T, descriptors: &[RawFd]) -> Result<(), FrameError> {
+        if descriptors.is_empty() {
+            return frame::write_to(self, message);
+        }
+        if !self.is_local() {
+            return Err(io::Error::from(io::ErrorKind::Unsupported).into());
+        }
+        // SAFETY: the connection is open for as long as it is borrowed, which closes it.
+        let stream = ManuallyDrop::new(unsafe { UnixStream::from_raw_fd(self.as_raw_fd()) });
+        frame::send(&stream, message, descriptors)
+    }
+
+    /// Receives a message of which something is here, and the descriptors that came with it.
+    ///
+    /// # Errors
+    /// As [`frame::receive`].
+    pub(super) fn receive_message<T: DeserializeOwned>(&mut self, cap: usize) -> Result<(T, Vec<Own>), FrameError> {
+        if !self.is_local() {
+            return Ok((frame::read_from(self, cap)?, Vec::new()));
+        }
+        // SAFETY: the connection is open for as long as it is borrowed, which closes it.
+        let stream = ManuallyDrop::new(unsafe { UnixStream::from_raw_fd(self.as_raw_fd()) });
+        let (mut head, mut passed) = ([0; 4], Vec::new());
+        let got = receive(&stream, &mut head, &mut passed)?;
+        Ok((frame::read_rest(self, head, got, cap)?, passed))
     }
 
     /// Gives it up without closing it.
@@ -142,4 +184,25 @@ pub(super) fn connect(socket: RawFd, address: &nix::sys::socket::SockaddrStorage
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),
     }
+}
+
+/// Receives some bytes with descriptors, which become the deputy's own before the guest can see them.
+pub(super) fn receive(stream: &UnixStream, room: &mut [u8], passed: &mut Vec<Own>) -> io::Result<usize> {
+    let mut polled = libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    loop {
+        // SAFETY: the kernel reads and writes one `pollfd`.
+        match Errno::result(unsafe { libc::poll(&mut polled, 1, super::link::PATIENCE) }) {
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => break,
+        }
+    }
+    let _making = lock(&descriptors::MAKING);
+    let mut new = Vec::new();
+    let got = frame::receive_with_descriptors(stream, room, &mut new)?;
+    for descriptor in new {
+        passed.push(Own::new(descriptor)?);
+    }
+    if got == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(got) }
 }

@@ -1,16 +1,21 @@
 //! The control connection: signals go to the node, cancellations and trace lines come from it.
 
 use super::connection::Connection;
+use super::descriptors::Own;
+use super::finding::{Search, Target};
+use super::link::Link;
+use super::moving::{MoveError, Moved};
 use super::threads::{THREADS, Thread, lock};
 use super::{descriptors, end, home_proc, kernel, lent, link, moving, signals};
 use crate::migration::faults::{self, Step};
 use crate::vdso::distance::Clocks;
-use crate::wire::control::{MAX_MESSAGE, ToDeputy, ToNode};
+use crate::wire::control::{Commit, MAX_MESSAGE, ToDeputy, ToNode};
 use crate::wire::frame;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// Where trace lines go; -1 for nowhere.
 pub(super) static TRACE: AtomicI32 = AtomicI32::new(-1);
@@ -27,6 +32,8 @@ pub(super) const NAME: &str = "skein-control";
 pub(super) const STACK: usize = 128 << 10;
 /// Milliseconds between two signals to a thread that has not left a cancelled call yet.
 const REPEAT: i32 = 1;
+/// How long a node that the process has left may take to hear of it.
+const LONG: Duration = Duration::from_secs(15);
 
 /// Starts the control thread of this process.
 ///
@@ -41,68 +48,172 @@ pub(super) fn start(stream: Connection) -> io::Result<()> {
     started.map(drop)
 }
 
-fn run(mut stream: Connection) -> ! {
+fn run(stream: Connection) -> ! {
     TID.store(kernel::gettid(), Ordering::Relaxed);
-    let mut cancelled: Vec<(Arc<Thread>, u32)> = Vec::new();
-    // While a migration is decided no signal is sent: nobody knows to whom.
-    let mut holds = false;
+    let mut control = Control { stream, cancelled: Vec::new(), holds: false, search: None, found: None, left: None };
     loop {
-        cancelled.retain(|(thread, seq)| thread.poke(*seq));
-        let wait = if cancelled.is_empty() { -1 } else { REPEAT };
+        control.turn();
+    }
+}
+
+/// What the control thread has in hand.
+struct Control {
+    stream: Connection,
+    /// Calls that are to be broken off, until they are.
+    cancelled: Vec<(Arc<Thread>, u32)>,
+    /// While a migration is decided no signal is sent: nobody knows to whom.
+    holds: bool,
+    /// A way to a target is looked for,
+    search: Option<Search>,
+    /// or was found, for this migration.
+    found: Option<(u32, Target)>,
+    left: Option<Left>,
+}
+
+/// A node of another host that the process has left: it has heard of it when it ends its control connection.
+struct Left {
+    control: Connection,
+    /// To be ended last, or the node would hear of that first.
+    _link: Option<Arc<Link>>,
+    until: Instant,
+}
+
+impl Control {
+    /// Waits for something, and does it.
+    fn turn(&mut self) {
+        self.cancelled.retain(|(thread, seq)| thread.poke(*seq));
         let poll = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        let mut fds =
-            [poll(stream.as_raw_fd()), poll(if holds { -1 } else { signals::descriptor() }), poll(link::watched())];
-        let count = if stream.has_more() { 0 } else { fds.len() };
+        let mut fds = [
+            poll(self.stream.as_raw_fd()),
+            poll(if self.holds { -1 } else { signals::descriptor() }),
+            poll(link::watched()),
+            poll(self.search.as_ref().map_or(-1, Search::descriptor)),
+            poll(self.left.as_ref().map_or(-1, |left| left.control.as_raw_fd())),
+        ];
+        let has_more = self.stream.has_more();
+        let wait = match &self.left {
+            _ if has_more => 0,
+            _ if !self.cancelled.is_empty() => REPEAT,
+            Some(left) => left.until.saturating_duration_since(Instant::now()).as_millis() as i32 + 1,
+            None => -1,
+        };
         // SAFETY: the kernel reads and writes so many `pollfd`.
-        unsafe { libc::poll(fds.as_mut_ptr(), count as libc::nfds_t, if count > 0 { wait } else { 0 }) };
-        if fds[2].revents != 0 {
+        unsafe { libc::poll(fds.as_mut_ptr(), if has_more { 0 } else { fds.len() as libc::nfds_t }, wait) };
+        let [control, signal, link, search, left] = fds.map(|fd| fd.revents != 0);
+        if link {
             end::lost();
         }
-        if fds[1].revents != 0 {
-            relay(&mut stream);
+        if signal {
+            relay(&mut self.stream);
         }
-        if fds[0].revents != 0 || count == 0 {
-            match frame::read_from::<ToDeputy>(&mut stream, MAX_MESSAGE) {
-                Ok(ToDeputy::Cancel { tid, seq }) => {
-                    let thread = lock(&THREADS).iter().find(|thread| thread.tid == tid).cloned();
-                    if let Some(thread) = thread {
-                        cancelled.retain(|(other, _)| other.tid != tid);
-                        cancelled.push((thread, seq));
-                    }
-                }
-                Ok(ToDeputy::Trace(line)) => trace(line),
-                Ok(ToDeputy::Read { tag, file, offset, length }) => {
-                    say(&mut stream, &ToNode::Bytes { tag, result: lent::read(file, offset, length) });
-                }
-                Ok(ToDeputy::GiveBack { file }) => lent::take_back(file),
-                Ok(ToDeputy::AreYouAwake { round }) => {
-                    say(&mut stream, &ToNode::Awake { round, clocks: Clocks::now() })
-                }
-                Ok(ToDeputy::Hold { epoch }) if moving::is_next(epoch) => {
-                    holds = true;
-                    relay(&mut stream);
-                    // One that fails is one that is not answered.
-                    if faults::at(Step::DeputyHold).is_err() {
-                        continue;
-                    }
-                    say(&mut stream, &ToNode::Held { epoch });
-                }
-                Ok(ToDeputy::Release { epoch } | ToDeputy::Hold { epoch }) => holds &= !moving::is_next(epoch),
-                Ok(ToDeputy::Commit(commit)) => {
-                    let epoch = commit.epoch;
-                    match moving::hand_over(&commit) {
-                        Ok(new) => {
-                            say(&mut stream, &ToNode::Moved { epoch });
-                            cancelled.clear();
-                            stream = new;
-                        }
-                        Err(error) => say(&mut stream, &ToNode::Kept { epoch, reason: crate::chain(&error) }),
-                    }
-                    holds = false;
-                }
+        if search && let Some(search) = self.search.take() {
+            self.end_search(search);
+        }
+        if left || self.left.as_ref().is_some_and(|left| left.until <= Instant::now()) {
+            self.leave(left);
+        }
+        if control || has_more {
+            match self.stream.receive_message(MAX_MESSAGE) {
+                Ok((message, passed)) => self.hear(message, passed),
                 Err(_) => end::lost(),
             }
         }
+    }
+
+    fn hear(&mut self, message: ToDeputy, passed: Vec<Own>) {
+        match message {
+            ToDeputy::Cancel { tid, seq } => {
+                let thread = lock(&THREADS).iter().find(|thread| thread.tid == tid).cloned();
+                if let Some(thread) = thread {
+                    self.cancelled.retain(|(other, _)| other.tid != tid);
+                    self.cancelled.push((thread, seq));
+                }
+            }
+            ToDeputy::Trace(line) => trace(line),
+            ToDeputy::Read { tag, file, offset, length } => {
+                self.say(&ToNode::Bytes { tag, result: lent::read(file, offset, length) });
+            }
+            ToDeputy::GiveBack { file } => lent::take_back(file),
+            ToDeputy::AreYouAwake { round } => self.say(&ToNode::Awake { round, clocks: Clocks::now() }),
+            ToDeputy::Lend(files) => {
+                let lent = lent::lend_passed(&files, passed);
+                self.say(&ToNode::Lent(lent.map_err(|errno| errno as i32)));
+            }
+            ToDeputy::Prepare { epoch, host, node, threads } => {
+                self.found = None;
+                let search = match moving::is_next(epoch) {
+                    true => Search::start(epoch, host, node, threads).map_err(MoveError::from),
+                    false => Err(MoveError::OutOfTurn),
+                };
+                match search {
+                    Ok(search) => self.search = Some(search),
+                    Err(error) => self.say(&ToNode::Prepared { epoch, result: Err(crate::chain(&error)) }),
+                }
+            }
+            ToDeputy::Hold { epoch } if moving::is_next(epoch) => {
+                self.holds = true;
+                relay(&mut self.stream);
+                // One that fails is one that is not answered.
+                if faults::at(Step::DeputyHold).is_ok() {
+                    self.say(&ToNode::Held { epoch });
+                }
+            }
+            ToDeputy::Release { epoch } | ToDeputy::Hold { epoch } => {
+                if moving::is_next(epoch) {
+                    (self.holds, self.search, self.found) = (false, None, None);
+                }
+            }
+            ToDeputy::Commit(commit) => self.commit(&commit),
+        }
+    }
+
+    fn end_search(&mut self, search: Search) {
+        let epoch = search.epoch;
+        let result = match search.result() {
+            Ok(target) => {
+                let link = target.link();
+                self.found = Some((epoch, target));
+                Ok(link)
+            }
+            Err(error) => Err(crate::chain(&error)),
+        };
+        self.say(&ToNode::Prepared { epoch, result });
+    }
+
+    fn commit(&mut self, commit: &Commit) {
+        let epoch = commit.epoch;
+        let found = self.found.take().filter(|(of, _)| *of == epoch);
+        match moving::hand_over(commit, found.map(|(_, target)| target)) {
+            Ok(Moved { control, link }) => {
+                self.say(&ToNode::Moved { epoch });
+                self.cancelled.clear();
+                let old = std::mem::replace(&mut self.stream, control);
+                let old_link = std::mem::replace(&mut *lock(&link::LINK), link);
+                if !old.is_local() {
+                    self.left = Some(Left { control: old, _link: old_link, until: Instant::now() + LONG });
+                }
+            }
+            Err(error) => self.say(&ToNode::Kept { epoch, reason: crate::chain(&error) }),
+        }
+        self.holds = false;
+    }
+
+    /// Is done with a node that the process has left: it has `ended` its connection, or is not waited for any more.
+    fn leave(&mut self, ended: bool) {
+        let Some(left) = &mut self.left else { return };
+        // Something else may have come; it is for nobody.
+        if ended && matches!(left.control.read(&mut [0; 256]), Ok(1..)) {
+            return;
+        }
+        self.left = None;
+        if !ended {
+            lock(&THREADS).iter().for_each(|thread| thread.cut_old());
+        }
+    }
+
+    /// Tells the node something. That its end is closed is seen where it is read.
+    fn say(&mut self, message: &ToNode) {
+        let _ = frame::write_to(&mut self.stream, message);
     }
 }
 
@@ -121,11 +232,6 @@ fn relay(stream: &mut Connection) {
         }
         RELAYED.fetch_add(1, Ordering::SeqCst);
     }
-}
-
-/// Tells the node something. That its end is closed is seen where it is read.
-fn say(stream: &mut Connection, message: &ToNode) {
-    let _ = frame::write_to(stream, message);
 }
 
 fn trace(mut line: String) {

@@ -43,25 +43,21 @@ pub(super) fn lend(
     head: Vec<u8>,
     open: impl FnOnce() -> Result<OwnedFd, Errno>,
 ) -> Result<LentFile, Errno> {
-    let state = &mut *lock(&LENT);
-    let files = state.files.get_or_insert_default();
     let is_fresh = identity.is_fresh();
-    let about = |file| LentFile { file, is_fresh, path, head: Bytes(head) };
-    if !is_fresh && let Some((&number, known)) = files.iter_mut().find(|(_, lent)| lent.identity == identity) {
-        known.is_used = true;
-        return Ok(about(number));
+    let file = lock(&LENT).lend(identity, is_fresh, || Own::new(open()?).map_err(|_| Errno::EMFILE))?;
+    Ok(LentFile { file, is_fresh, path, head: Bytes(head) })
+}
+
+/// Lends files that a node of this host has open; gives their numbers.
+///
+/// # Errors
+/// `ENFILE`; `EPROTO` if there is not one descriptor for each.
+pub(super) fn lend_passed(files: &[FileIdentity], passed: Vec<Own>) -> Result<Vec<u32>, Errno> {
+    if files.len() != passed.len() {
+        return Err(Errno::EPROTO);
     }
-    if files.len() >= MANY {
-        files.retain(|_, lent| lent.is_used);
-    }
-    if files.len() >= MOST {
-        return Err(Errno::ENFILE);
-    }
-    let descriptor = Own::new(open()?).map_err(|_| Errno::EMFILE)?;
-    let number = state.next;
-    state.next = number.wrapping_add(1);
-    files.insert(number, Lent { identity, descriptor, is_used: true });
-    Ok(about(number))
+    let lent = &mut *lock(&LENT);
+    files.iter().zip(passed).map(|(&identity, own)| lent.lend(identity, identity.is_fresh(), || Ok(own))).collect()
 }
 
 /// The node does not use it any more.
@@ -98,6 +94,30 @@ pub(super) fn read_at(file: BorrowedFd<'_>, offset: u64, length: u32) -> Result<
 }
 
 impl Files {
+    fn lend(
+        &mut self,
+        identity: FileIdentity,
+        is_fresh: bool,
+        open: impl FnOnce() -> Result<Own, Errno>,
+    ) -> Result<u32, Errno> {
+        let files = self.files.get_or_insert_default();
+        if !is_fresh && let Some((&number, known)) = files.iter_mut().find(|(_, lent)| lent.identity == identity) {
+            known.is_used = true;
+            return Ok(number);
+        }
+        if files.len() >= MANY {
+            files.retain(|_, lent| lent.is_used);
+        }
+        if files.len() >= MOST {
+            return Err(Errno::ENFILE);
+        }
+        let descriptor = open()?;
+        let number = self.next;
+        self.next = number.wrapping_add(1);
+        files.insert(number, Lent { identity, descriptor, is_used: true });
+        Ok(number)
+    }
+
     /// The own descriptors that a child keeps.
     pub(super) fn kept(&self) -> impl Iterator<Item = RawFd> {
         self.files.iter().flat_map(HashMap::values).map(|lent| lent.descriptor.as_raw_fd())

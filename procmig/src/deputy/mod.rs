@@ -12,6 +12,7 @@ mod descriptors;
 mod end;
 mod execute;
 mod files;
+mod finding;
 mod home_proc;
 mod kernel;
 mod lent;
@@ -28,6 +29,7 @@ mod standard;
 mod threads;
 
 pub use end::LOST_STATUS;
+pub use finding::{Finder, Found};
 pub use report::{Report, Reporter};
 pub use signals::inherited_signals;
 
@@ -53,6 +55,8 @@ pub struct Setup {
     pub attach: Attach,
     /// Where trace lines go.
     pub trace: Option<OwnedFd>,
+    /// Who knows the way to nodes of other hosts, when the process migrates.
+    pub finder: Option<Box<dyn Finder>>,
     /// Who is told what the process used, if `attach.report`.
     pub reporter: Option<Reporter>,
 }
@@ -110,7 +114,8 @@ pub fn run(setup: Setup) -> DeputyError {
 }
 
 fn start(setup: Setup) -> Result<serve::Server, DeputyError> {
-    let Setup { node, node_name, attach, trace, reporter } = setup;
+    let Setup { node, node_name, attach, trace, finder, reporter } = setup;
+    finding::ask(finder);
     *threads::lock(&end::NAMES) = (attach.argv.first().unwrap_or(&attach.program).clone(), node_name);
     let making = threads::lock(&descriptors::MAKING);
     signals::start(attach.ignored_signals).map_err(DeputyError::Prepare)?;

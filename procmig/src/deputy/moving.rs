@@ -6,12 +6,16 @@
 use super::connection::Connection;
 use super::descriptors::{self, Own};
 use super::end;
+use super::finding::{Distant, Target};
+use super::link::{self, Link};
 use super::threads::{NewConnection, THREADS, Thread, lock};
 use crate::migration::faults::{self, Step};
-use crate::wire::control::{Commit, HandOver, MAX_MESSAGE, NodeReply, NodeRequest, ToNode};
+use crate::wire::control::{Adopt, Commit, HandOver, MAX_MESSAGE, NodeReply, NodeRequest, ToNode};
 use crate::wire::frame::{self, MAX_DESCRIPTORS};
+use crate::wire::link::ConnectionId;
+use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -61,11 +65,20 @@ impl From<io::Error> for MoveError {
     }
 }
 
-/// Gives the process to a target; returns the new control connection, on which the target has been told to run it.
+/// What a process that has moved is reached by.
+#[derive(Debug)]
+pub(super) struct Moved {
+    /// The control connection, on which the target has been told to run the process.
+    pub control: Connection,
+    /// The link with the target, if that is at another host.
+    pub link: Option<Arc<Link>>,
+}
+
+/// Gives the process to a target: to the one at the socket that `commit` names, or to one that was found.
 ///
 /// # Errors
 /// If it stays where it is.
-pub(super) fn hand_over(commit: &Commit) -> Result<Connection, MoveError> {
+pub(super) fn hand_over(commit: &Commit, found: Option<Target>) -> Result<Moved, MoveError> {
     if !is_next(commit.epoch) {
         return Err(MoveError::OutOfTurn);
     }
@@ -76,50 +89,66 @@ pub(super) fn hand_over(commit: &Commit) -> Result<Connection, MoveError> {
         found.cloned().ok_or(MoveError::NoThread(hand_over.tid))
     };
     let leaving: Vec<Arc<Thread>> = commit.threads.iter().map(find).collect::<Result<_, _>>()?;
-    let making = lock(&descriptors::MAKING);
-    let stream = UnixStream::connect(Path::new(std::ffi::OsStr::from_bytes(&commit.socket)))?;
-    let control = Own::new(stream.into())?;
-    let pairs: Vec<(Own, Own)> = leaving.iter().map(|_| descriptors::socketpair()).collect::<Result<_, _>>()?;
-    drop(making);
-    // SAFETY: the number is the deputy's own; the stream is forgotten where `control` is dropped.
-    let stream = std::mem::ManuallyDrop::new(unsafe { UnixStream::from_raw_fd(control.as_raw_fd()) });
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    adopt(&stream, commit, &pairs)?;
+    // A path is taken from a node of this host alone.
+    let here = commit.socket.as_ref().filter(|_| !link::is_remote());
+    let (mut moved, calls) = match (here, found) {
+        (Some(socket), _) => adopt_here(Path::new(OsStr::from_bytes(socket)), commit)?,
+        (None, Some(Target::Here(socket))) => adopt_here(&socket, commit)?,
+        (None, Some(Target::There(distant))) => adopt_there(*distant, commit)?,
+        (None, None) => return Err(MoveError::Refused("home has found no way to the target".to_owned())),
+    };
     faults::at(Step::DeputyAdopted)?;
-    stream.set_write_timeout(None)?;
-    stream.set_read_timeout(None)?;
+    moved.control.set_patience(None)?;
     // From here on the process is the target's.
-    frame::send(&stream, &ToNode::Run { epoch: commit.epoch }, &[])?;
+    frame::write_to(&mut moved.control, &ToNode::Run { epoch: commit.epoch })?;
     EPOCH.store(commit.epoch, Ordering::SeqCst);
     // It is the target's, whatever happens here.
     let _ = faults::at(Step::DeputyMoved);
-    for ((thread, hand_over), (ours, theirs)) in leaving.iter().zip(&commit.threads).zip(pairs) {
-        drop(theirs);
-        thread.reconnect(NewConnection {
-            connection: Connection::local(ours),
-            seq: hand_over.seq,
-            awaits: hand_over.awaits,
-        });
+    for ((thread, hand_over), connection) in leaving.iter().zip(&commit.threads).zip(calls) {
+        thread.reconnect(NewConnection { connection, seq: hand_over.seq, awaits: hand_over.awaits });
     }
     end::note_node(&commit.node);
-    Ok(Connection::local(control))
+    Ok(moved)
 }
 
-/// Has the target take the connections.
-fn adopt(stream: &UnixStream, commit: &Commit, pairs: &[(Own, Own)]) -> Result<(), MoveError> {
-    let mut sent = 0;
+/// Has a target on this host take the connections; gives the deputy's ends of those of the threads.
+fn adopt_here(socket: &Path, commit: &Commit) -> Result<(Moved, Vec<Connection>), MoveError> {
+    let making = lock(&descriptors::MAKING);
+    let mut control = Connection::local(Own::new(UnixStream::connect(socket)?.into())?);
+    let pairs = commit.threads.iter().map(|_| descriptors::socketpair()).collect::<Result<Vec<_>, _>>()?;
+    drop(making);
+    control.set_patience(Some(PATIENCE))?;
+    let mut left = commit.threads.len();
     for (threads, pairs) in commit.threads.chunks(MAX_DESCRIPTORS).zip(pairs.chunks(MAX_DESCRIPTORS)) {
-        sent += threads.len();
-        let request = NodeRequest::Adopt {
-            ticket: commit.ticket,
-            threads: threads.iter().map(|thread| thread.tid).collect(),
-            more: sent < commit.threads.len(),
-        };
+        left -= threads.len();
         let theirs: Vec<RawFd> = pairs.iter().map(|(_, theirs)| theirs.as_raw_fd()).collect();
-        frame::send(stream, &request, &theirs)?;
+        control.send_message(&request(commit, threads, Vec::new(), left), &theirs)?;
     }
-    match frame::receive::<NodeReply>(stream, MAX_MESSAGE)?.0 {
+    is_adopted(&mut control)?;
+    Ok((Moved { control, link: None }, pairs.into_iter().map(|(ours, _)| Connection::local(ours)).collect()))
+}
+
+/// The same of a target on another host.
+fn adopt_there(distant: Distant, commit: &Commit) -> Result<(Moved, Vec<Connection>), MoveError> {
+    let Distant { link, mut control, mut spare } = distant;
+    while spare.len() < commit.threads.len() {
+        spare.push(link.connect_anew()?);
+    }
+    spare.truncate(commit.threads.len());
+    let (connections, names) = spare.into_iter().unzip::<_, _, Vec<_>, Vec<_>>();
+    control.set_patience(Some(PATIENCE))?;
+    control.send_message(&request(commit, &commit.threads, names, 0), &[])?;
+    is_adopted(&mut control)?;
+    Ok((Moved { control, link: Some(Arc::new(link)) }, connections))
+}
+
+fn request(commit: &Commit, threads: &[HandOver], connections: Vec<ConnectionId>, left: usize) -> NodeRequest {
+    let threads = threads.iter().map(|thread| thread.tid).collect();
+    NodeRequest::Adopt(Adopt { ticket: commit.ticket, threads, connections, more: left > 0 })
+}
+
+fn is_adopted(control: &mut Connection) -> Result<(), MoveError> {
+    match frame::read_from::<NodeReply>(control, MAX_MESSAGE)? {
         NodeReply::Done => Ok(()),
         NodeReply::Refused(reason) => Err(MoveError::Refused(reason)),
         _ => Err(MoveError::Refused("the target answered something else".to_owned())),

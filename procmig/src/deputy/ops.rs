@@ -146,6 +146,7 @@ fn fork() -> io::Result<Next> {
     let end_names = lock(&end::NAMES);
     let attached = lock(&segments::ATTACHED);
     let lent = lock(&lent::LENT);
+    let link = lock(&link::LINK);
     let (control, call, names, nodes) = match remote {
         Some(([control, call], names)) => (control, call, names, Vec::new()),
         None => {
@@ -165,7 +166,7 @@ fn fork() -> io::Result<Next> {
         return Ok(Next::Pass(pid.into(), names, nodes));
     }
     threads.clear();
-    drop((attached, end_names, threads, relay));
+    drop((attached, end_names, threads, relay, link));
     for one in nodes {
         one.leak();
     }

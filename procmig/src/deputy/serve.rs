@@ -17,12 +17,18 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Bytes of the buffer that requests are read into; longer ones get more for themselves.
 const INPUT: usize = 16 << 10;
 
 /// What a longer request needed is given back after it if it is more than this.
 const KEEP: usize = 4 << 20;
+
+/// How long a request may be on its way from a node of another host that the process has left, and how often it is
+/// looked for.
+const ON_ITS_WAY: Duration = Duration::from_secs(15);
+const LOOK: Duration = Duration::from_millis(1);
 
 /// A thread of the deputy and its call connection.
 #[derive(Debug)]
@@ -74,7 +80,7 @@ impl Server {
     /// If there is no memory.
     pub(super) fn new(connection: Connection, guest_blocks: u32) -> io::Result<Self> {
         Ok(Self {
-            thread: Thread::register(connection.as_raw_fd()),
+            thread: Thread::register(&connection),
             connection,
             input: vec![0; INPUT],
             start: 0,
@@ -113,7 +119,7 @@ impl Server {
         if self.input.len() > KEEP && self.start == self.end {
             self.input = vec![0; INPUT];
         }
-        while self.fill(RequestHeader::SIZE).is_none() {
+        while self.fill(RequestHeader::SIZE, false).is_none() {
             // Nothing comes any more; perhaps because the process has migrated.
             if self.start != self.end || !self.reconnect() {
                 return None;
@@ -126,7 +132,7 @@ impl Server {
         if header.length as usize > MAX_PAYLOAD {
             return None;
         }
-        self.fill(header.length as usize)?;
+        self.fill(header.length as usize, true)?;
         Some(header)
     }
 
@@ -154,8 +160,8 @@ impl Server {
         send_all(&mut self.connection, bytes, passed.as_slice()).is_ok()
     }
 
-    /// Reads until `wanted` bytes are there.
-    fn fill(&mut self, wanted: usize) -> Option<()> {
+    /// Reads until `wanted` bytes are there; `begun` says whether something of the request is here already.
+    fn fill(&mut self, wanted: usize, begun: bool) -> Option<()> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         }
@@ -166,10 +172,17 @@ impl Server {
                 self.input.resize(wanted, 0);
             }
         }
+        let mut ended: Option<Instant> = None;
         while self.end - self.start < wanted {
             let room = &mut self.input[self.end..];
             match self.connection.read(room) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => self.apply_mask(),
+                Err(_) | Ok(0)
+                    if self.thread.is_behind(self.last, begun || self.end > self.start)
+                        && ended.get_or_insert_with(Instant::now).elapsed() < ON_ITS_WAY =>
+                {
+                    std::thread::sleep(LOOK);
+                }
                 Err(_) | Ok(0) => return None,
                 Ok(got) => self.end += got,
             }
@@ -229,7 +242,7 @@ impl Server {
             Next::Become(connection) => {
                 // The parent's connection was closed with all that the child inherited.
                 std::mem::replace(&mut self.connection, connection).leak();
-                self.thread = Thread::register(self.connection.as_raw_fd());
+                self.thread = Thread::register(&self.connection);
                 (self.start, self.end) = (0, 0);
                 (self.last, self.replied) = (0, None);
             }

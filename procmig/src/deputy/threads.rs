@@ -34,9 +34,19 @@ pub(super) struct Thread {
     /// `seq << 2` of the last request, with `RUNNING` while it is a call that is under way, and with
     /// `MARKED` too while it is sent a signal.
     state: AtomicU64,
-    /// The descriptor that it serves, and those that it is to serve after it: the process may have gone on to
-    /// further nodes before the thread has come to look.
-    connection: Mutex<(RawFd, VecDeque<NewConnection>)>,
+    /// What it serves.
+    served: Mutex<Served>,
+}
+
+/// What a thread serves, and is to serve after it: the process may have gone on to further nodes before the thread
+/// has come to look.
+#[derive(Debug)]
+struct Served {
+    /// What it serves now.
+    current: RawFd,
+    /// Whether that goes to another host.
+    is_remote: bool,
+    next: VecDeque<NewConnection>,
 }
 
 /// What a thread is to serve when its process has migrated.
@@ -60,34 +70,60 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Thread {
     /// Registers the calling thread.
-    pub(super) fn register(connection: RawFd) -> Arc<Self> {
-        let connection = Mutex::new((connection, VecDeque::new()));
-        let thread = Arc::new(Self { tid: kernel::gettid(), state: AtomicU64::new(0), connection });
+    pub(super) fn register(connection: &Connection) -> Arc<Self> {
+        let current = connection.as_raw_fd();
+        let served = Served { current, is_remote: !connection.is_local(), next: VecDeque::new() };
+        let thread = Arc::new(Self { tid: kernel::gettid(), state: AtomicU64::new(0), served: Mutex::new(served) });
         lock(&THREADS).push(thread.clone());
         thread
     }
 
     /// From the control thread: has the thread serve another connection. What it has not read of the old one it
-    /// still reads; what it writes to it fails.
+    /// still reads; what it writes to it is for nobody.
     pub(super) fn reconnect(&self, new: NewConnection) {
-        let mut connection = lock(&self.connection);
-        let (current, next) = &mut *connection;
-        let old = next.back().map_or(*current, |last| last.connection.as_raw_fd());
-        // SAFETY: no pointers. The number is the thread's until it has taken the new one, which it does with the
-        // lock held.
-        unsafe { libc::shutdown(old, libc::SHUT_RDWR) };
-        // A thread that is long in one call would hold them all.
-        next.retain(|connection| connection.connection.is_unread());
-        next.push_back(new);
+        let served = &mut *lock(&self.served);
+        if served.next.is_empty() {
+            // Over a network a request may be on its way, and would be refused if both directions were shut.
+            let how = if served.is_remote { libc::SHUT_RD } else { libc::SHUT_RDWR };
+            // SAFETY: no pointers. The number is the thread's until it has taken the new one, which it does with the
+            // lock held.
+            unsafe { libc::shutdown(served.current, how) };
+        }
+        // A thread that is long in one call would hold them all. What no request was sent on is not needed.
+        if served.next.back().is_some_and(|last| last.seq == new.seq) {
+            served.next.pop_back();
+        }
+        served.next.push_back(new);
     }
 
     /// Takes the connection to serve from now on, in place of `old`, if there is another.
     pub(super) fn take_new_connection(&self, old: &mut Connection) -> Option<(u32, bool)> {
-        let mut connection = lock(&self.connection);
-        let NewConnection { connection: new, seq, awaits } = connection.1.pop_front()?;
-        connection.0 = new.as_raw_fd();
+        let served = &mut *lock(&self.served);
+        let NewConnection { connection: new, seq, awaits } = served.next.pop_front()?;
+        (served.current, served.is_remote) = (new.as_raw_fd(), !new.is_local());
         *old = new;
+        if !served.next.is_empty() {
+            let how = if served.is_remote { libc::SHUT_RD } else { libc::SHUT_RDWR };
+            // SAFETY: no pointers; the number is the new connection's.
+            unsafe { libc::shutdown(served.current, how) };
+        }
         Some((seq, awaits))
+    }
+
+    /// Whether requests behind the one with this number, or the rest of one that has `begun` to come, are still on
+    /// their way over a network.
+    pub(super) fn is_behind(&self, last: u32, begun: bool) -> bool {
+        let served = lock(&self.served);
+        served.is_remote && served.next.front().is_some_and(|next| begun || next.seq != last)
+    }
+
+    /// From the control thread, when the node that the process has left is long gone: nothing comes of it any more.
+    pub(super) fn cut_old(&self) {
+        let served = lock(&self.served);
+        if !served.next.is_empty() {
+            // SAFETY: no pointers; the number is the thread's as long as the lock is held.
+            unsafe { libc::shutdown(served.current, libc::SHUT_RDWR) };
+        }
     }
 
     /// Forgets a thread.

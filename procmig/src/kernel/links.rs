@@ -7,10 +7,13 @@ use super::process::Ending;
 use super::start::StartError;
 use super::time::Time;
 use super::{Kernel, KernelError, lock};
+use crate::migration::adoption;
 use crate::vdso::distance::{Asked, Clocks, Distance};
-use crate::wire::control::{self, MAX_MESSAGE, MAX_REQUEST, VERSION};
+use crate::wire::control::{self, HostId, MAX_MESSAGE, MAX_REQUEST, VERSION};
 use crate::wire::frame::{self, FrameError};
-use crate::wire::link::{ConnectionId, GREETING, LinkId, LinkReply, LinkSecret, PREFIX, RemoteAttach, Side, random};
+use crate::wire::link::{
+    ConnectionId, GREETING, LinkId, LinkReply, LinkRequest, LinkSecret, PREFIX, RemoteAttach, Side, random,
+};
 use crate::wire::sealed::{Opener, Sealer};
 use crate::wire::stream::{Sealed, Stream, prepare};
 use std::collections::HashMap;
@@ -97,7 +100,7 @@ pub struct Link {
 
 #[derive(Debug, Default)]
 struct State {
-    homes: HashMap<[u8; 16], Arc<Home>>,
+    homes: HashMap<HostId, Arc<Home>>,
     open: HashMap<LinkId, Arc<Link>>,
     ports: HashMap<IpAddr, u16>,
     strangers: HashMap<IpAddr, usize>,
@@ -201,7 +204,13 @@ impl Links {
         Ok(link)
     }
 
-    fn find(&self, id: &LinkId) -> Option<Arc<Link>> {
+    /// The number by which a home is known here, if it is.
+    pub fn home(&self, id: &HostId) -> Option<u32> {
+        lock(&self.0).homes.get(id).map(|home| home.number)
+    }
+
+    /// The link with this identifier.
+    pub fn find(&self, id: &LinkId) -> Option<Arc<Link>> {
         lock(&self.0).open.get(id).cloned()
     }
 
@@ -269,7 +278,8 @@ impl Kernel {
         }
     }
 
-    /// Serves a link: runs the program that its deputy asks for, and ends what is left of it when the link ends.
+    /// Serves a link: runs the program that its deputy asks for, or lets a process of its deputy's arrive, and ends
+    /// what is left of it when the link ends.
     ///
     /// # Errors
     /// See [`LinkError`].
@@ -289,18 +299,37 @@ impl Kernel {
     }
 
     fn begin(self: &Arc<Self>, link: &Arc<Link>, socket: &TcpStream, stream: &mut Stream) -> Result<(), LinkError> {
-        let RemoteAttach { attach, control, call } = frame::read_from(stream, MAX_REQUEST)?;
-        if attach.version != VERSION {
-            let sentence = format!("this node speaks protocol {VERSION}, the caller {}", attach.version);
+        let request = frame::read_from(stream, MAX_REQUEST)?;
+        let version = match &request {
+            LinkRequest::Attach(request) => request.attach.version,
+            LinkRequest::Receive { version, .. } => *version,
+        };
+        if version != VERSION {
+            let sentence = format!("this node speaks protocol {VERSION}, the caller {version}");
             return Ok(frame::write_to(stream, &LinkReply::Refused(sentence))?);
         }
         let port = self.port_at(socket.local_addr()?.ip())?;
         let asked = Asked::now();
         frame::write_to(stream, &LinkReply::Open { link: link.id, port, node: self.name.clone() })?;
         link.home.hear(&self.machine, &asked, &frame::read_from(stream, MAX_MESSAGE)?)?;
-        let control = link.take(&control).ok_or(LinkError::NotCome)?;
-        let call = link.take(&call).ok_or(LinkError::NotCome)?;
-        Ok(self.start_process(attach, control, call, Some(link.clone()))?)
+        let take = |name| link.take(name).ok_or(LinkError::NotCome);
+        match request {
+            LinkRequest::Attach(request) => {
+                let RemoteAttach { attach, control, call } = *request;
+                let (control, call) = (take(&control)?, take(&call)?);
+                Ok(self.start_process(attach, control, call, Some(link.clone()))?)
+            }
+            LinkRequest::Receive { control, .. } => {
+                let control = take(&control)?;
+                let (kernel, its) = (self.clone(), link.clone());
+                std::thread::Builder::new().name("adopt".into()).stack_size(256 << 10).spawn(move || {
+                    if let Err(error) = adoption::serve_remote(&kernel, control, &its) {
+                        tracing::debug!(error = %crate::chain(&error), "no process has come over a link");
+                    }
+                })?;
+                Ok(frame::write_to(stream, &LinkReply::Ready)?)
+            }
+        }
     }
 
     fn end_link(&self, link: &Arc<Link>) {

@@ -163,11 +163,6 @@ impl Kernel {
         }))
     }
 
-    /// The process of this host with this PID.
-    pub fn process(&self, pid: i32) -> Option<Arc<Process>> {
-        self.process_of(0, pid)
-    }
-
     /// The process with this PID of the home with this number.
     pub fn process_of(&self, home: u32, pid: i32) -> Option<Arc<Process>> {
         lock(&self.processes).get(&(home, pid)).cloned()

@@ -11,10 +11,12 @@ use crate::mm::AddressSpace;
 use crate::signal::pending::PendingSignals;
 use crate::signal::set::{DefaultAction, FIRST_REALTIME, SignalSet, default_action};
 use crate::wire::control::{Ids, ProcessStatus, SigInfo, ToDeputy};
-use crate::wire::frame;
+use crate::wire::frame::{self, FrameError};
+use crate::wire::link::LinkId;
 use crate::wire::stream::{Receiving, Sending, Stream};
 use crate::wire::usage::Usage;
 use std::collections::HashMap;
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -149,6 +151,8 @@ pub enum Verdict {
     Moved,
     /// The process stays; why.
     Kept(String),
+    /// There is a way to the target, over this link if that is at another host than home.
+    Prepared(Option<LinkId>),
 }
 
 /// The connection for what is no call.
@@ -307,6 +311,17 @@ impl Process {
         }
     }
 
+    /// The same with descriptors, which only a deputy on this host can be passed.
+    ///
+    /// # Errors
+    /// If the connection fails, or cannot pass them.
+    pub fn send_with(&self, message: &ToDeputy, descriptors: &[RawFd]) -> Result<(), FrameError> {
+        match &mut lock(&self.control).sending {
+            Sending::Local(stream) => frame::send(stream, message, descriptors),
+            Sending::Sealed(_) => Err(std::io::Error::from(std::io::ErrorKind::Unsupported).into()),
+        }
+    }
+
     /// Has the deputy break off a call. Never waits: whoever has news for a thread, above all the node's
     /// own threads, is not to be held up by one deputy that is stopped and reads nothing.
     pub fn cancel(&self, cancellation: Cancellation) {
@@ -350,7 +365,7 @@ impl Process {
     }
 
     /// Sets the control connection: the process has come from another node.
-    pub fn set_control(&self, control: Arc<UnixStream>) {
+    pub fn set_control(&self, control: impl Into<Control>) {
         *lock(&self.control) = control.into();
     }
 

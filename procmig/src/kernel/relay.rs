@@ -167,6 +167,10 @@ impl Connection {
                 Ok(ToNode::Held { epoch }) => self.process.note_verdict(epoch, Verdict::Held),
                 Ok(ToNode::Moved { epoch }) => self.process.note_verdict(epoch, Verdict::Moved),
                 Ok(ToNode::Kept { epoch, reason }) => self.process.note_verdict(epoch, Verdict::Kept(reason)),
+                Ok(ToNode::Prepared { epoch, result }) => {
+                    self.process.note_verdict(epoch, result.map_or_else(Verdict::Kept, Verdict::Prepared));
+                }
+                Ok(ToNode::Lent(result)) => self.process.remote.note_lent(result),
                 Ok(ToNode::Run { .. }) => {
                     tracing::warn!(pid = self.process.pid, "the deputy has a process run that runs already");
                     return false;

@@ -1,4 +1,5 @@
-//! What a process of another host asks its deputy for over the control connection: bytes of files.
+//! What a process asks its deputy for over the control connection where that cannot pass descriptors: bytes of files,
+//! home's clocks, and whether it is stopped.
 
 use super::lock;
 use super::process::{Ending, Process};
@@ -40,6 +41,8 @@ struct State {
     next: u32,
     /// Reads that are awaited.
     reads: HashMap<u32, Option<Answer>>,
+    /// Numbers of files that the deputy has come to lend, or why it does not.
+    lends: Option<Result<Vec<u32>, i32>>,
     /// Signals that have come.
     signals: u32,
     /// The last question whether the deputy is stopped, and the last that was answered.
@@ -63,6 +66,37 @@ impl Remote {
             *place = Some(answer);
             self.changed.notify_all();
         }
+    }
+
+    /// The deputy has answered to files that it was to lend.
+    pub fn note_lent(&self, result: Result<Vec<u32>, i32>) {
+        lock(&self.state).lends = Some(result);
+        self.changed.notify_all();
+    }
+
+    /// Waits for that until `deadline`, or `is_over`.
+    pub fn await_lent(&self, deadline: Instant, is_over: impl Fn() -> bool) -> Option<Result<Vec<u32>, i32>> {
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(result) = state.lends.take() {
+                return Some(result);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || is_over() {
+                return None;
+            }
+            state = self.changed.wait_timeout(state, left.min(LOOK)).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// How many signals have come on the control connection.
+    pub fn relayed(&self) -> u32 {
+        lock(&self.state).signals
+    }
+
+    /// As many have come where it was before.
+    pub fn continue_from(&self, relayed: u32) {
+        lock(&self.state).signals = relayed;
     }
 
     /// A signal has come.
@@ -185,8 +219,27 @@ impl Process {
         object
     }
 
+    /// The number by which the process's deputy lends a file, of which `object` are the pages.
+    pub fn lent_number(&self, object: &Arc<PageObject>) -> Option<u32> {
+        let lent = lock(&self.remote.lent);
+        let is_it = |other: &&(u32, Weak<PageObject>)| std::ptr::eq(other.1.as_ptr(), &raw const **object);
+        lent.files.iter().find(is_it).map(|&(file, _)| file)
+    }
+
+    /// By how many nanoseconds its home's monotonic clock is ahead of this host's.
+    pub fn ahead(&self) -> i64 {
+        let home = self.now(libc::CLOCK_MONOTONIC).unwrap_or_default();
+        home.wrapping_sub(super::timers::monotonic()) as i64
+    }
+
+    /// What those of its home's clocks show that never step back: monotonic, raw, and since home's start.
+    pub fn steady_clocks(&self) -> [u64; 3] {
+        [libc::CLOCK_MONOTONIC, libc::CLOCK_MONOTONIC_RAW, libc::CLOCK_BOOTTIME]
+            .map(|clock| self.now(clock).unwrap_or_default())
+    }
+
     /// Notes that the process's deputy has lent a file, of which `object` are the pages.
-    fn note_lent(self: &Arc<Self>, file: u32, object: &Arc<PageObject>) {
+    pub fn note_lent(self: &Arc<Self>, file: u32, object: &Arc<PageObject>) {
         let lender: Arc<dyn Lender> = self.clone();
         if !object.lent().is_some_and(|lent| lent.add(&lender, file)) {
             // It is known by another number.
@@ -213,10 +266,10 @@ impl Process {
 
     /// A child's deputy has the files that its parent's has.
     pub fn inherit_lent(self: &Arc<Self>, parent: &Self) {
-        if !self.is_remote() {
+        let files = lock(&parent.remote.lent).files.clone();
+        if files.is_empty() {
             return;
         }
-        let files = lock(&parent.remote.lent).files.clone();
         let lender: Arc<dyn Lender> = self.clone();
         for (file, object) in &files {
             if let Some(lent) = object.upgrade().as_ref().and_then(|object| object.lent()) {

@@ -32,6 +32,11 @@ pub enum Counts {
 }
 
 impl Counts {
+    /// The same moment by a clock that is so much ahead; CPU time is the same everywhere.
+    fn shift(self, nanos: u64, ahead: i64) -> u64 {
+        if self.is_cpu() { nanos } else { nanos.saturating_add_signed(ahead) }
+    }
+
     /// Whether it is CPU time, which passes slower than time.
     pub fn is_cpu(self) -> bool {
         self != Self::Time
@@ -108,8 +113,9 @@ pub struct ProcessTimers {
 }
 
 impl ProcessTimers {
-    /// All of them, and the number that the next gets.
-    pub fn images(&self) -> (Vec<TimerImage>, i32) {
+    /// All of them, and the number that the next gets. Home's monotonic clock is so much `ahead` of this host's.
+    pub fn images(&self, ahead: i64) -> (Vec<TimerImage>, i32) {
+        let at_home = |timer: &Timer| timer.deadline.map(|deadline| timer.counts.shift(deadline, ahead));
         let image = |(&id, timer): (&i32, &Timer)| TimerImage {
             id,
             counts: match timer.counts {
@@ -124,7 +130,7 @@ impl ProcessTimers {
                 Notice::Process { signal, value } => (1, signal, value, 0),
                 Notice::Thread { signal, value, tid } => (2, signal, value, tid),
             },
-            deadline: timer.deadline,
+            deadline: at_home(timer),
             interval: timer.interval,
             overrun: timer.overrun,
         };
@@ -132,7 +138,7 @@ impl ProcessTimers {
     }
 
     /// Those of an image; they do not run yet. `None` if they cannot be anybody's.
-    pub fn from_images(images: &[TimerImage], next: i32) -> Option<Self> {
+    pub fn from_images(images: &[TimerImage], next: i32, ahead: i64) -> Option<Self> {
         let mut timers = HashMap::new();
         for image in images.iter().take(MAX_TIMERS + 3) {
             let counts = match image.counts {
@@ -151,7 +157,8 @@ impl ProcessTimers {
                 _ => return None,
             };
             let mut timer = Timer::new(counts, image.clock, notice);
-            (timer.deadline, timer.interval, timer.overrun) = (image.deadline, image.interval, image.overrun);
+            timer.deadline = image.deadline.map(|deadline| counts.shift(deadline, -ahead));
+            (timer.interval, timer.overrun) = (image.interval, image.overrun);
             timers.insert(image.id, timer);
         }
         Some(Self { timers, next: next.max(0), generation: 0 })

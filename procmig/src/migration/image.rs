@@ -60,6 +60,10 @@ pub struct ProcessImage {
     pub leader_seq: Option<u32>,
     /// Signals that descriptors of home wait for.
     pub home_signals: SignalSet,
+    /// How many signals have come on the control connection.
+    pub relayed: u32,
+    /// What home's clocks showed when it stood still: monotonic, raw, and since home's start.
+    pub clocks: [u64; 3],
     /// Each system call is told to the deputy.
     pub trace: bool,
     /// What it has used is told to the deputy when it ends.
@@ -118,7 +122,7 @@ pub struct ThreadImage {
 pub struct CallImage {
     /// The deputy performs it, or has performed it.
     pub forwarded: Option<ForwardedCall>,
-    /// When its time is over, in nanoseconds of the monotonic clock.
+    /// When its time is over, in nanoseconds of home's monotonic clock.
     pub deadline: Option<u64>,
     /// Bytes of it that are done.
     pub progress: u64,
@@ -146,7 +150,7 @@ pub struct TimerImage {
     pub clock: i32,
     /// What happens: 0 nothing, 1 a signal to the process, 2 one to the thread; signal, value, thread.
     pub notice: (u8, i32, u64, i32),
-    /// When it expires, in nanoseconds of what it counts.
+    /// When it expires, in nanoseconds of what it counts; time is home's monotonic clock's.
     pub deadline: Option<u64>,
     /// Its period in nanoseconds, or 0.
     pub interval: u64,
@@ -176,8 +180,13 @@ pub struct SpaceImage {
 pub enum ObjectImage {
     /// The time page and the vDSO, which every node has.
     Vdso,
-    /// A file of home that is only read. Its descriptor is passed.
-    File(FileIdentity),
+    /// A file of home that is only read.
+    File {
+        /// Which.
+        identity: FileIdentity,
+        /// The number by which the deputy lends it; else its descriptor is passed.
+        lent: Option<u32>,
+    },
     /// A file of home itself. Its descriptor is passed.
     SharedFile {
         /// Which.
@@ -194,6 +203,13 @@ pub enum ObjectImage {
     },
     /// Memory that mappings of this process share.
     Memory,
+}
+
+impl ObjectImage {
+    /// Whether a descriptor is passed for it.
+    pub fn needs_descriptor(&self) -> bool {
+        matches!(self, Self::File { lent: None, .. } | Self::SharedFile { .. })
+    }
 }
 
 /// An area.

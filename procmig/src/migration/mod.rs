@@ -6,6 +6,7 @@
 //! connects to the target, and from the moment at which it tells it to run the process the source's copy
 //! is dead; until then any failure leaves the process at the source.
 
+pub mod adoption;
 mod brake;
 pub mod cpu;
 pub mod faults;

@@ -13,11 +13,16 @@ use crate::kernel::lock;
 use crate::kernel::process::{Ending, Process, Verdict};
 use crate::mm::AddressSpace;
 use crate::mm::image::{DescribeError, Description, PrivatePage, Stretch};
-use crate::wire::control::{Commit, HandOver, MAX_MESSAGE, Migrate, NodeRequest, ToDeputy, VERSION};
+use crate::wire::control::{Commit, HandOver, MAX_MESSAGE, Migrate, NodeRequest, ToDeputy, VERSION, Way};
 use crate::wire::frame::{self, FrameError, MAX_DESCRIPTORS};
+use crate::wire::link::LinkId;
+use crate::wire::stream::{Sealed, Stream, prepare};
+use nix::errno::Errno;
 use std::collections::BTreeSet;
-use std::io::{self, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::ffi::OsStr;
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -31,6 +36,8 @@ use vmm::hypervisor::HypervisorError;
 const STOP: Duration = Duration::from_millis(900);
 /// How long the deputy may take to hold its signals back.
 const HOLD: Duration = Duration::from_millis(900);
+/// How long the deputy may take to find a way to the target.
+const PREPARE: Duration = Duration::from_secs(20);
 /// How long the target may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Most rounds while the process runs.
@@ -94,19 +101,42 @@ impl From<DescribeError> for String {
 
 /// The way to the target.
 struct Link {
-    stream: UnixStream,
+    stream: Stream,
     node: String,
     bytes: u64,
+    /// Where pages are copied to before they are sealed.
+    room: Vec<u8>,
 }
 
 impl Link {
-    fn open(migrate: &Migrate) -> Result<Self, MigrateError> {
-        let path = std::path::Path::new(std::ffi::OsStr::from_bytes(&migrate.socket));
-        let unreachable = |source| MigrateError::Unreachable { node: migrate.node.clone(), source };
-        let stream = UnixStream::connect(path).map_err(unreachable)?;
-        stream.set_read_timeout(Some(PATIENCE)).map_err(unreachable)?;
-        stream.set_write_timeout(Some(PATIENCE)).map_err(unreachable)?;
-        Ok(Self { stream, node: migrate.node.clone(), bytes: 0 })
+    /// Opens it; `passed` is the connection with a target on another host.
+    fn open(migrate: &Migrate, passed: Option<OwnedFd>) -> Result<Self, MigrateError> {
+        let node = migrate.shown.clone();
+        let opened = match (&migrate.way, passed) {
+            (Way::Socket(path), _) => UnixStream::connect(OsStr::from_bytes(path)).map(Stream::from),
+            (Way::Passed(keys), Some(socket)) => {
+                let socket = TcpStream::from(socket);
+                let sealed =
+                    prepare(&socket).and_then(|()| Sealed::with_keys(socket, keys.clone()).map_err(io::Error::other));
+                sealed.map(Stream::from)
+            }
+            (Way::Passed(_), None) => Err(io::Error::from(io::ErrorKind::NotConnected)),
+        };
+        let opened = opened.and_then(|stream| stream.set_patience(Some(PATIENCE)).map(|()| stream));
+        match opened {
+            Ok(stream) => Ok(Self { stream, node, bytes: 0, room: Vec::new() }),
+            Err(source) => Err(MigrateError::Unreachable { node, source }),
+        }
+    }
+
+    /// Offers a process.
+    fn offer(&mut self, offer: Offer) -> Result<(), MigrateError> {
+        if self.stream.is_sealed() {
+            self.stream.send_message(&offer, &[])?;
+        } else {
+            self.stream.send_message(&NodeRequest::Receive(offer), &[])?;
+        }
+        self.reply().map(drop)
     }
 
     fn send(&mut self, message: &FromSource, descriptors: &[RawFd]) -> Result<(), FrameError> {
@@ -117,40 +147,49 @@ impl Link {
         };
         match faults::of_message(step) {
             Some(Action::Corrupt) => bytes[4..].iter_mut().for_each(|byte| *byte ^= 0xa5),
-            Some(Action::Duplicate) => self.stream.write_all(&bytes.clone())?,
+            Some(Action::Duplicate) => self.stream.send(&bytes.clone())?,
             _ => {}
         }
-        let sent = frame::send_with_descriptors(&self.stream, &bytes, descriptors)?;
-        self.stream.write_all(&bytes[sent..])?;
+        self.stream.send_frame(&bytes, descriptors)?;
         self.bytes += bytes.len() as u64;
         Ok(())
     }
 
     /// The process stands still: nothing may take long any more.
     fn hurry(&self) -> Result<(), FrameError> {
-        self.stream.set_read_timeout(Some(STOP))?;
-        self.stream.set_write_timeout(Some(STOP))?;
-        Ok(())
+        Ok(self.stream.set_patience(Some(STOP))?)
     }
 
     fn reply(&mut self) -> Result<Ticket, MigrateError> {
-        match frame::receive(&self.stream, MAX_MESSAGE)?.0 {
+        match self.stream.receive_message(MAX_MESSAGE)?.0 {
             Reply::Ready(ticket) => Ok(ticket),
             Reply::Refused(reason) => Err(MigrateError::Refused { node: self.node.clone(), reason }),
         }
     }
 }
 
-/// Has a process go to another node. While it goes on `tell` is told how.
+/// Has a process go to another node; `passed` is the connection with a node of another host. While it goes on `tell` is
+/// told how.
 ///
 /// # Errors
 /// See [`MigrateError`]; the process goes on here then.
-pub fn migrate(kernel: &Arc<Kernel>, order: &Migrate, tell: &mut dyn FnMut(Event)) -> Result<Record, MigrateError> {
+pub fn migrate(
+    kernel: &Arc<Kernel>,
+    order: &Migrate,
+    passed: Option<OwnedFd>,
+    tell: &mut dyn FnMut(Event),
+) -> Result<Record, MigrateError> {
     let started = Instant::now();
-    let process = kernel.process(order.pid).ok_or(MigrateError::NoProcess(order.pid))?;
+    let home = order.home.map_or(Some(0), |home| kernel.links.home(&home));
+    let process = home.and_then(|home| kernel.process_of(home, order.pid)).ok_or(MigrateError::NoProcess(order.pid))?;
     let space = check(kernel, &process)?;
-    let mut link = Link::open(order)?;
+    if order.host.is_some() {
+        describe(&process, &space)?.leave_home().map_err(|error| bound(&process, error))?;
+    }
+    let mut link = Link::open(order, passed)?;
     let bytes = space.private_pages().iter().map(|page| u64::from(page.count()) * PAGE_SIZE).sum();
+    let epoch = process.epoch.load(Ordering::SeqCst).wrapping_add(1);
+    let way = Preparation::of(&process, order, epoch)?;
     let (features, fpu) = (kernel.fpu.features(), kernel.fpu.size() as u32);
     let offer = Offer {
         version: VERSION,
@@ -160,15 +199,15 @@ pub fn migrate(kernel: &Arc<Kernel>, order: &Migrate, tell: &mut dyn FnMut(Event
         threads: process.threads().len() as u32,
         fpu: (fpu, features),
         cpu: CpuFeatures::here(),
+        link: way.link,
     };
     faults::at(Step::SourceOffer).map_err(FrameError::from)?;
-    frame::send(&link.stream, &NodeRequest::Receive(offer), &[])?;
-    link.reply()?;
+    link.offer(offer)?;
     tell(Event::Prepared { bytes });
     let mut record = Record {
         pid: order.pid,
         from: kernel.name.clone(),
-        to: order.node.clone(),
+        to: order.shown.clone(),
         prepare_micros: micros(started),
         slowed: 1,
         ..Record::default()
@@ -190,6 +229,7 @@ pub fn migrate(kernel: &Arc<Kernel>, order: &Migrate, tell: &mut dyn FnMut(Event
     let mut link = copy.link;
     match moved {
         Ok(()) => {
+            way.is_used();
             record.total_micros = micros(started);
             record.bytes = link.bytes;
             process.wait_until_left(PATIENCE);
@@ -203,24 +243,71 @@ pub fn migrate(kernel: &Arc<Kernel>, order: &Migrate, tell: &mut dyn FnMut(Event
     }
 }
 
+/// What the deputy has found: the way to a target where not all are on one host. It is given up when this is dropped.
+struct Preparation<'a> {
+    process: &'a Process,
+    epoch: u32,
+    link: Option<LinkId>,
+    is_held: bool,
+}
+
+impl<'a> Preparation<'a> {
+    /// Has the deputy find it.
+    fn of(process: &'a Arc<Process>, order: &Migrate, epoch: u32) -> Result<Self, MigrateError> {
+        let is_local = order.host.is_none() && !process.is_remote();
+        let mut way = Self { process, epoch, link: None, is_held: !is_local };
+        if is_local {
+            return Ok(way);
+        }
+        process.take_verdict(Some(Duration::ZERO));
+        let threads = process.threads().len() as u32;
+        process.send(&ToDeputy::Prepare { epoch, host: order.host, node: order.node.clone(), threads });
+        way.link = match process.take_verdict(Some(PREPARE)) {
+            Some(Verdict::Prepared(link)) if link.is_some() == order.host.is_some() => link,
+            Some(Verdict::Kept(reason)) => return Err(MigrateError::Kept(reason)),
+            _ if process.ending().is_some() => return Err(FreezeError::Ended.into()),
+            _ => return Err(MigrateError::Silent),
+        };
+        Ok(way)
+    }
+
+    /// The process has gone that way.
+    fn is_used(mut self) {
+        self.is_held = false;
+    }
+}
+
+impl Drop for Preparation<'_> {
+    fn drop(&mut self) {
+        if self.is_held {
+            self.process.send(&ToDeputy::Release { epoch: self.epoch });
+        }
+    }
+}
+
 fn micros(since: Instant) -> u64 {
     since.elapsed().as_micros() as u64
 }
 
+fn bound(process: &Process, error: DescribeError) -> MigrateError {
+    MigrateError::Bound { pid: process.pid, reason: error.into() }
+}
+
+fn describe(process: &Process, space: &AddressSpace) -> Result<Description, MigrateError> {
+    space.describe(&process.time().vdso).map_err(|error| bound(process, error))
+}
+
 /// Whether a process can go alone.
 fn check(kernel: &Kernel, process: &Arc<Process>) -> Result<Arc<AddressSpace>, MigrateError> {
-    let bound = |reason: String| MigrateError::Bound { pid: process.pid, reason };
     let space = process.space().ok_or(FreezeError::Ended)?;
     let shares = |other: &Arc<Process>| {
         !Arc::ptr_eq(other, process) && other.space().is_some_and(|other| Arc::ptr_eq(&other, &space))
     };
     if let Some(other) = kernel.processes().iter().find(|other| shares(other)) {
-        return Err(bound(format!(
-            "it shares its memory with process {} until that runs a program (vfork)",
-            other.pid
-        )));
+        let reason = format!("it shares its memory with process {} until that runs a program (vfork)", other.pid);
+        return Err(MigrateError::Bound { pid: process.pid, reason });
     }
-    space.describe(&process.time().vdso).map_err(|error| bound(error.into()))?;
+    describe(process, &space)?;
     Ok(space)
 }
 
@@ -368,8 +455,8 @@ impl Copy<'_> {
         // Another process may have come to share the memory meanwhile; or this one has a new program, of whose
         // memory nothing is sent yet. The old memory is kept, so its frames are no other's.
         self.space = check(self.kernel, process)?;
-        let bound = |error: DescribeError| MigrateError::Bound { pid: process.pid, reason: error.into() };
-        let description = self.space.describe(&process.time().vdso).map_err(bound)?;
+        let mut description = describe(process, &self.space)?;
+        self.lend(process, &mut description)?;
         self.dirty.add(&tracker.take()?);
         let before = self.link.bytes;
         let mut round = Round::default();
@@ -391,8 +478,11 @@ impl Copy<'_> {
         (round.bytes, round.micros) = (self.link.bytes - before, micros(sending));
         record.rounds.push(round);
         let committing = Instant::now();
-        let commit =
-            Commit { epoch, socket: self.order.socket.clone(), node: self.order.node.clone(), ticket, threads };
+        let socket = match &self.order.way {
+            Way::Socket(path) if self.order.host.is_none() && !process.is_remote() => Some(path.clone()),
+            _ => None,
+        };
+        let commit = Commit { epoch, socket, node: self.order.shown.clone(), ticket, threads };
         faults::at(Step::SourceCommit).map_err(FrameError::from)?;
         process.send(&ToDeputy::Commit(Box::new(commit)));
         // From now on only the deputy knows whose the process is.
@@ -406,8 +496,40 @@ impl Copy<'_> {
                 Ok(())
             }
             Some(Verdict::Kept(reason)) => Err(MigrateError::Kept(reason)),
-            Some(Verdict::Held) | None => Err(FreezeError::Ended.into()),
+            Some(Verdict::Held | Verdict::Prepared(_)) | None => Err(FreezeError::Ended.into()),
         }
+    }
+
+    /// Has the image name the files that the deputy lends by their numbers: all of them, if it goes to another host.
+    fn lend(&self, process: &Arc<Process>, description: &mut Description) -> Result<(), MigrateError> {
+        let unknown = || MigrateError::Bound { pid: process.pid, reason: "home does not lend a file of it".to_owned() };
+        for (object, image) in description.objects.iter().zip(&mut description.image.objects) {
+            if let (ObjectImage::File { lent, .. }, Some(_)) = (image, object.lent()) {
+                *lent = Some(process.lent_number(object).ok_or_else(unknown)?);
+            }
+        }
+        if self.order.host.is_none() {
+            return Ok(());
+        }
+        let files = description.leave_home().map_err(|error| bound(process, error))?;
+        for files in files.chunks(MAX_DESCRIPTORS) {
+            let identities = files.iter().map(|&(_, identity, _)| identity).collect();
+            let descriptors: Vec<RawFd> = files.iter().map(|&(.., file)| file).collect();
+            process.send_with(&ToDeputy::Lend(identities), &descriptors).map_err(|_| MigrateError::Silent)?;
+            let answer = process.remote.await_lent(Instant::now() + HOLD, || process.ending().is_some());
+            let numbers = match answer.ok_or(MigrateError::Silent)? {
+                Ok(numbers) if numbers.len() == files.len() => numbers,
+                Ok(_) => return Err(unknown()),
+                Err(errno) => {
+                    let reason = format!("home cannot lend a file of it: {}", Errno::from_raw(errno).desc());
+                    return Err(MigrateError::Bound { pid: process.pid, reason });
+                }
+            };
+            for (&(index, identity, _), number) in files.iter().zip(numbers) {
+                description.image.objects[index] = ObjectImage::File { identity, lent: Some(number) };
+            }
+        }
+        Ok(())
     }
 
     /// Sends the memory that areas of the process share with each other.
@@ -480,8 +602,11 @@ impl Link {
         self.send(&FromSource::Pages(runs), &[])?;
         self.bytes += places.iter().map(|place| place.iov_len as u64).sum::<u64>();
         // SAFETY: the places are frames of the guest's memory, which is mapped for as long as the kernel is.
-        unsafe { write_all(&self.stream, &mut places) }.map_err(FrameError::from)?;
-        Ok(())
+        let written = match &mut self.stream {
+            Stream::Local(stream) => unsafe { write_all(stream, &mut places) },
+            stream => unsafe { seal_all(stream, &places, &mut self.room) },
+        };
+        Ok(written.map_err(FrameError::from)?)
     }
 }
 
@@ -519,6 +644,34 @@ unsafe fn write_all(stream: &UnixStream, places: &mut [libc::iovec]) -> io::Resu
         }
     }
     Ok(())
+}
+
+/// The same over a connection that seals what it sends.
+///
+/// # Safety
+/// As of [`write_all`]. They may be written meanwhile: what was is sent again in a later round.
+unsafe fn seal_all(stream: &mut Stream, places: &[libc::iovec], room: &mut Vec<u8>) -> io::Result<()> {
+    const AT_ONCE: usize = 256 << 10;
+    room.clear();
+    room.reserve(AT_ONCE);
+    for place in places {
+        let mut done = 0;
+        while done < place.iov_len {
+            let count = (AT_ONCE - room.len()).min(place.iov_len - done);
+            let from = place.iov_base.cast::<u8>().cast_const().wrapping_add(done);
+            // SAFETY: so many bytes can be read, as the caller promises, and there is room for them.
+            unsafe {
+                std::ptr::copy_nonoverlapping(from, room.as_mut_ptr().add(room.len()), count);
+                room.set_len(room.len() + count);
+            }
+            done += count;
+            if room.len() == AT_ONCE {
+                stream.send(room)?;
+                room.clear();
+            }
+        }
+    }
+    stream.send(room)
 }
 
 fn bytes_in(stretches: &[Stretch]) -> u64 {
@@ -602,7 +755,7 @@ fn hand_over_list(image: &ProcessImage) -> Vec<HandOver> {
 fn image(process: &Process, threads: &[ThreadImage], space: SpaceImage, epoch: u32) -> ProcessImage {
     let identity = lock(&process.identity).clone();
     let signals = lock(&process.signals).clone();
-    let (timers, next_timer) = lock(&process.timers).images();
+    let (timers, next_timer) = lock(&process.timers).images(process.ahead());
     let (memory_limit, max_threads) = process.group.limits();
     let mut threads = threads.to_vec();
     for image in &mut threads {
@@ -643,6 +796,8 @@ fn image(process: &Process, threads: &[ThreadImage], space: SpaceImage, epoch: u
         leader_status: process.leader_status(),
         leader_seq: process.leader_seq(),
         home_signals: process.home_signals(),
+        relayed: process.remote.relayed(),
+        clocks: process.steady_clocks(),
         trace: process.trace,
         report: process.report.load(Ordering::Relaxed),
         stopped: process.is_stopped(),

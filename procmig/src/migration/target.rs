@@ -9,6 +9,7 @@ use crate::kernel::affinity::CpuSet;
 use crate::kernel::descriptors::Descriptors;
 use crate::kernel::group::Group;
 use crate::kernel::guest::{Again, GuestThread, Start};
+use crate::kernel::links::Link;
 use crate::kernel::pool::Worker;
 use crate::kernel::process::{Action, Ending, Identity, Process, ProcessSignals, StackPlaces};
 use crate::kernel::thread::ThreadSignals;
@@ -20,11 +21,16 @@ use crate::mm::object::PageObject;
 use crate::mm::space::shared_memory;
 use crate::signal;
 use crate::signal::set::SignalSet;
+use crate::wire;
 use crate::wire::control::VERSION;
-use crate::wire::frame::{self, FrameError};
+use crate::wire::frame::FrameError;
+use crate::wire::link::random;
+use crate::wire::sealed::StreamKeys;
+use crate::wire::stream::{Sealed, Stream, prepare};
 use nix::errno::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::net::TcpStream;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -36,7 +42,7 @@ use vmm::frames::{AtLimit, FRAMES_PER_BLOCK};
 use vmm::regs::Regs;
 
 /// How long a source may be silent.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a process that has arrived waits for its deputy.
 const WAIT: Duration = Duration::from_secs(3);
 /// Most names of areas in bytes, and of a process in all.
@@ -66,6 +72,9 @@ pub enum ReceiveError {
     /// No vCPU.
     #[error("the node cannot run another thread")]
     Machine(#[from] vmm::machine::MachineError),
+    /// The deputy is at another host, and has no link with this node.
+    #[error("its home has no link with this node")]
+    NoLink,
     /// The source has given it up.
     #[error("the source has given the migration up")]
     Abandoned,
@@ -114,20 +123,32 @@ impl Arrivals {
     }
 }
 
+/// Serves a source of another host: takes a process and has it wait for its deputy. `socket` is the connection that
+/// both `skeind` have made.
+///
+/// # Errors
+/// As [`receive`].
+pub fn receive_from_afar(kernel: &Arc<Kernel>, socket: TcpStream, keys: StreamKeys) -> Result<(), FrameError> {
+    prepare(&socket)?;
+    let mut stream = Stream::from(Sealed::with_keys(socket, keys).map_err(io::Error::other)?);
+    stream.set_patience(Some(PATIENCE))?;
+    let offer = stream.receive_message(wire::control::MAX_MESSAGE)?.0;
+    receive(kernel, &mut stream, &offer)
+}
+
 /// Serves a source on its connection: takes a process and has it wait for its deputy.
 ///
 /// # Errors
 /// If the connection fails; why a process is not taken the source is told.
-pub fn receive(kernel: &Arc<Kernel>, stream: &UnixStream, offer: &Offer) -> Result<(), FrameError> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+pub fn receive(kernel: &Arc<Kernel>, stream: &mut Stream, offer: &Offer) -> Result<(), FrameError> {
+    stream.set_patience(Some(PATIENCE))?;
     match arrive(kernel, stream, offer) {
         Ok(arrival) => {
-            let ticket = ticket()?;
+            let ticket = random()?;
             lock(&kernel.arrivals.waiting).insert(ticket, arrival);
-            let told = frame::send(stream, &Reply::Ready(ticket), &[]);
+            let told = stream.send_message(&Reply::Ready(ticket), &[]);
             // The source says if it comes to nothing; if it is gone only the deputy knows.
-            if told.is_err() || matches!(frame::receive(stream, MAX_MESSAGE), Ok((FromSource::Abandoned, _))) {
+            if told.is_err() || matches!(stream.receive_message(MAX_MESSAGE), Ok((FromSource::Abandoned, _))) {
                 drop(kernel.arrivals.take(&ticket));
             }
             kernel.arrivals.wait(&ticket);
@@ -137,25 +158,19 @@ pub fn receive(kernel: &Arc<Kernel>, stream: &UnixStream, offer: &Offer) -> Resu
         Err(error) => {
             let reason = crate::chain(&error);
             tracing::info!(pid = offer.pid, reason, "a process is not taken");
-            frame::send(stream, &Reply::Refused(reason), &[])
+            stream.send_message(&Reply::Refused(reason), &[])
         }
     }
 }
 
-fn ticket() -> io::Result<Ticket> {
-    let mut ticket = Ticket::default();
-    // SAFETY: the kernel writes at most so many bytes.
-    let got = unsafe { libc::getrandom(ticket.as_mut_ptr().cast(), ticket.len(), 0) };
-    if got == ticket.len() as isize { Ok(ticket) } else { Err(io::Error::last_os_error()) }
-}
-
-fn arrive(kernel: &Arc<Kernel>, stream: &UnixStream, offer: &Offer) -> Result<Arrival, ReceiveError> {
+fn arrive(kernel: &Arc<Kernel>, stream: &mut Stream, offer: &Offer) -> Result<Arrival, ReceiveError> {
     faults::at(Step::TargetOffer)?;
-    consider(kernel, offer)?;
-    frame::send(stream, &Reply::Ready(Ticket::default()), &[])?;
-    let mut hold = Hold { kernel, space: Pages::default(), objects: HashMap::new() };
+    let link = offer.link.map(|id| kernel.links.find(&id).ok_or(ReceiveError::NoLink)).transpose()?;
+    consider(kernel, offer, link.as_ref())?;
+    stream.send_message(&Reply::Ready(Ticket::default()), &[])?;
+    let mut hold = Hold { kernel, link, space: Pages::default(), objects: HashMap::new() };
     loop {
-        match frame::receive(stream, MAX_MESSAGE)?.0 {
+        match stream.receive_message(MAX_MESSAGE)?.0 {
             FromSource::Pages(runs) => {
                 faults::at(Step::TargetPages)?;
                 hold.take(stream, &runs)?;
@@ -171,11 +186,12 @@ fn arrive(kernel: &Arc<Kernel>, stream: &UnixStream, offer: &Offer) -> Result<Ar
 }
 
 /// Whether a process can be taken.
-fn consider(kernel: &Kernel, offer: &Offer) -> Result<(), ReceiveError> {
+fn consider(kernel: &Kernel, offer: &Offer, link: Option<&Arc<Link>>) -> Result<(), ReceiveError> {
     if offer.version != VERSION {
         return Err(ReceiveError::Version(offer.version));
     }
-    if kernel.process(offer.pid).is_some() {
+    let home = link.map_or(0, |link| link.home.number);
+    if kernel.process_of(home, offer.pid).is_some() {
         return Err(ReceiveError::Refused(Errno::EEXIST));
     }
     let missing = offer.fpu.1 & !kernel.fpu.features();
@@ -220,6 +236,8 @@ fn block_of(page: u64) -> u64 {
 /// Memory that has come.
 struct Hold<'a> {
     kernel: &'a Arc<Kernel>,
+    /// The deputy's, if that is at another host.
+    link: Option<Arc<Link>>,
     space: Pages,
     objects: HashMap<u32, Pages>,
 }
@@ -237,7 +255,7 @@ impl Pages {
 
 impl Hold<'_> {
     /// Takes the pages of one message.
-    fn take(&mut self, stream: &UnixStream, runs: &[Run]) -> Result<(), ReceiveError> {
+    fn take(&mut self, stream: &mut Stream, runs: &[Run]) -> Result<(), ReceiveError> {
         bytes_of(runs).ok_or(ReceiveError::Wrong("too many pages at once"))?;
         let ram = self.kernel.machine.ram();
         let mut places: Vec<libc::iovec> = Vec::new();
@@ -265,7 +283,7 @@ impl Hold<'_> {
             }
         }
         // SAFETY: the places are frames that nobody else has yet.
-        unsafe { read_all(stream, &mut places) }?;
+        unsafe { read_places(stream, &mut places) }?;
         for frame in coming {
             ram.note_written(frame.address(), PAGE_SIZE);
         }
@@ -329,11 +347,12 @@ impl Hold<'_> {
     }
 
     /// Makes the process.
-    fn make(mut self, stream: &UnixStream, image: ProcessImage, pid: i32) -> Result<Arrival, ReceiveError> {
+    fn make(mut self, stream: &mut Stream, image: ProcessImage, pid: i32) -> Result<Arrival, ReceiveError> {
         let kernel = self.kernel.clone();
         validate(&image, pid)?;
         let objects = self.objects(stream, &image)?;
-        let group = Group::new(kernel.machine.clone(), image.memory_limit, image.max_threads);
+        let link = self.link.clone();
+        let group = Group::of_link(kernel.machine.clone(), image.memory_limit, image.max_threads, link);
         let group = group.ok_or(ReceiveError::Refused(Errno::EAGAIN))?;
         let space = AddressSpace::from_image(kernel.machine.clone(), group.account(), &image.space, &objects)?;
         let Pages { small, large } = std::mem::take(&mut self.space);
@@ -342,6 +361,12 @@ impl Hold<'_> {
         pages.sort_unstable();
         space.place(pages.into_iter())?;
         let process = process(&kernel, &image, &space, group)?;
+        for (object, about) in objects.iter().zip(&image.space.objects) {
+            if let ObjectImage::File { lent: Some(file), .. } = about {
+                process.note_lent(*file, object);
+            }
+        }
+        await_clocks(&process, &image.clocks)?;
         kernel.enter(&process).map_err(ReceiveError::Refused)?;
         let mut arrival = Arrival {
             process,
@@ -359,13 +384,18 @@ impl Hold<'_> {
     }
 
     /// What the image's areas show.
-    fn objects(&mut self, stream: &UnixStream, image: &ProcessImage) -> Result<Vec<Arc<PageObject>>, ReceiveError> {
+    fn objects(&mut self, stream: &mut Stream, image: &ProcessImage) -> Result<Vec<Arc<PageObject>>, ReceiveError> {
         let kernel = self.kernel.clone();
-        let needs = |object: &&ObjectImage| matches!(object, ObjectImage::File(_) | ObjectImage::SharedFile { .. });
-        let needed = image.space.objects.iter().filter(needs).count();
+        let needed = image.space.objects.iter().filter(|object| object.needs_descriptor()).count();
+        let (home, time) = match &self.link {
+            None => (0, &kernel.time),
+            Some(link) if needed == 0 => (link.home.number, link.home.time.get().ok_or(ReceiveError::NoLink)?),
+            Some(_) => return Err(ReceiveError::Wrong("it needs descriptors of another host")),
+        };
+        let now = time.clock.now(libc::CLOCK_REALTIME).map_or(0, |now| now as i64);
         let mut files: Vec<OwnedFd> = Vec::new();
         while files.len() < needed {
-            match frame::receive(stream, MAX_MESSAGE)? {
+            match stream.receive_message(MAX_MESSAGE)? {
                 (FromSource::Descriptors, passed) if !passed.is_empty() => files.extend(passed),
                 _ => return Err(ReceiveError::Wrong("descriptors are missing")),
             }
@@ -375,9 +405,15 @@ impl Hold<'_> {
         let mut objects = Vec::new();
         for (index, object) in (0..).zip(&image.space.objects) {
             objects.push(match object {
-                ObjectImage::Vdso => kernel.time.vdso.clone(),
-                ObjectImage::File(identity) => kernel.files.read_only(*identity, next()?),
+                ObjectImage::Vdso => time.vdso.clone(),
+                ObjectImage::File { identity, lent: None } => kernel.files.read_only(*identity, next()?),
+                ObjectImage::File { identity, lent: Some(_) } => {
+                    kernel.files.lent(home, *identity, identity.is_fresh_at(now))
+                }
                 ObjectImage::SharedFile { identity, writable } => kernel.files.shared(*identity, next()?, *writable),
+                ObjectImage::Segment { .. } if home != 0 => {
+                    return Err(ReceiveError::Wrong("it needs memory of another host"));
+                }
                 ObjectImage::Segment { id, writable } => {
                     kernel.segments.object(*id, *writable).map_err(ReceiveError::Refused)?
                 }
@@ -409,29 +445,48 @@ impl Drop for Hold<'_> {
     }
 }
 
-/// Reads all places.
+/// Reads the bytes of all places.
 ///
 /// # Safety
-/// They must be valid for writes until it returns.
-unsafe fn read_all(stream: &UnixStream, places: &mut [libc::iovec]) -> io::Result<()> {
+/// They must be valid for writes, and nobody else's, until it returns.
+unsafe fn read_places(stream: &mut Stream, places: &mut [libc::iovec]) -> io::Result<()> {
     const MOST: usize = libc::UIO_MAXIOV as usize;
     let mut rest = places;
-    while !rest.is_empty() {
-        let count = rest.len().min(MOST) as libc::c_int;
-        // SAFETY: as the caller promises.
-        let got = unsafe { libc::readv(stream.as_raw_fd(), rest.as_ptr(), count) };
-        match got {
-            ..0 => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
+    while let Some(first) = rest.first() {
+        let got = match stream {
+            Stream::Local(stream) => {
+                let count = rest.len().min(MOST) as libc::c_int;
+                // SAFETY: as the caller promises.
+                Errno::result(unsafe { libc::readv(stream.as_raw_fd(), rest.as_ptr(), count) }).map_err(io::Error::from)
             }
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            got => rest = super::skip(rest, got as usize),
+            Stream::Sealed(_) => {
+                // SAFETY: as the caller promises; frames have no padding or invalid values.
+                let room = unsafe { std::slice::from_raw_parts_mut(first.iov_base.cast::<u8>(), first.iov_len) };
+                stream.receive(room, None).map(|got| got as isize)
+            }
+        };
+        match got {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(got) => rest = super::skip(rest, got as usize),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(())
+}
+
+/// Waits until its home's clocks show at least what they have shown to the process: they are known here and there to
+/// within half of the time that an answer from home takes.
+fn await_clocks(process: &Process, shown: &[u64; 3]) -> Result<(), ReceiveError> {
+    const MOST: u64 = 500_000_000;
+    loop {
+        let behind = |(shown, now): (&u64, u64)| shown.saturating_sub(now);
+        match shown.iter().zip(process.steady_clocks()).map(behind).max() {
+            None | Some(0) => return Ok(()),
+            Some(nanos) if nanos > MOST => return Err(ReceiveError::Wrong("its clocks are ahead of its home's")),
+            Some(nanos) => std::thread::sleep(Duration::from_nanos(nanos)),
+        }
+    }
 }
 
 /// Whether an image is one that a node could have made of this process, as far as it can be told without making it.
@@ -509,7 +564,7 @@ fn process(
         image.trace,
         group,
     );
-    *lock(&process.timers) = ProcessTimers::from_images(&image.timers, image.next_timer)
+    *lock(&process.timers) = ProcessTimers::from_images(&image.timers, image.next_timer, process.ahead())
         .ok_or(ReceiveError::Wrong("a timer that nobody can have made"))?;
     *lock(&process.counters.ended) = image.ended;
     *lock(&process.counters.children) = image.children;
@@ -517,6 +572,7 @@ fn process(
     process.counters.cpu_warned.store(image.cpu_warned, Ordering::Relaxed);
     process.set_leader_status(image.leader_status);
     process.set_home_signals(image.home_signals);
+    process.remote.continue_from(image.relayed);
     process.report.store(image.report, Ordering::Relaxed);
     process.epoch.store(image.epoch, Ordering::SeqCst);
     if image.stopped {
@@ -526,19 +582,19 @@ fn process(
 }
 
 impl Arrival {
-    /// Connects the process with its deputy, which can then have it [`run`](Self::run).
+    /// Connects the process's threads with their deputies, one of which can then have it [`run`](Self::run).
     ///
     /// # Errors
     /// If a thread's connection is missing, or it may not have so many threads.
-    pub fn connect(&mut self, control: UnixStream, mut calls: HashMap<i32, UnixStream>) -> Result<(), ReceiveError> {
+    pub fn connect(&mut self, mut calls: HashMap<i32, Stream>) -> Result<(), ReceiveError> {
         faults::at(Step::TargetAdopt)?;
         let mut channel = |tid, seq| {
             let stream = calls.remove(&tid).ok_or(ReceiveError::Wrong("a thread has no connection"))?;
-            let mut channel = CallChannel::new(stream);
+            stream.set_patience(None)?;
+            let mut channel = CallChannel::over(stream);
             channel.continue_from(seq);
             Ok::<_, ReceiveError>(channel)
         };
-        self.process.set_control(Arc::new(control));
         if let Some(seq) = self.leader_seq {
             self.process.keep_leader_channel(channel(self.process.pid, seq)?);
         }
@@ -561,8 +617,17 @@ impl Arrival {
         self.process.epoch.load(Ordering::SeqCst) == epoch
     }
 
+    /// Whether its deputy is at the other end of this link, or on this host.
+    pub fn is_over(&self, link: Option<&Arc<Link>>) -> bool {
+        match (self.process.group.link(), link) {
+            (Some(own), Some(link)) => Arc::ptr_eq(own, link),
+            (own, link) => own.is_none() && link.is_none(),
+        }
+    }
+
     /// Runs the process: it is this node's from now on.
-    pub fn run(mut self) {
+    pub fn run(mut self, control: Stream) {
+        self.process.set_control(control);
         // It is this node's, whatever happens here.
         let _ = faults::at(Step::TargetRun);
         let kernel = self.process.kernel.clone();
@@ -602,7 +667,8 @@ fn guest_thread(
         if let Some(ForwardedCall { nr, args, flags }) = call.forwarded {
             channel.resume_call(nr, args, flags);
         }
-        again = Again { deadline: call.deadline.map(instant_at), progress: call.progress };
+        let here = |deadline: u64| instant_at(deadline.wrapping_sub(process.ahead() as u64));
+        again = Again { deadline: call.deadline.map(here), progress: call.progress };
     }
     let signals = ThreadSignals {
         mask: image.mask.blockable(),

@@ -7,6 +7,7 @@
 
 use super::cpu::CpuFeatures;
 use super::image::ProcessImage;
+use crate::wire::link::LinkId;
 use serde::{Deserialize, Serialize};
 use vmm::addr::PAGE_SIZE;
 
@@ -39,6 +40,8 @@ pub struct Offer {
     pub fpu: (u32, u64),
     /// What the source's processor offers to programs.
     pub cpu: CpuFeatures,
+    /// The deputy's link with the target; `None` if that is at home.
+    pub link: Option<LinkId>,
 }
 
 /// The target's answer.

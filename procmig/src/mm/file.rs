@@ -57,11 +57,17 @@ impl FileCache {
         self.keep((0, identity), || Source::File { file: of_our_own(file, false), identity })
     }
 
-    /// The same of a file of the host with the number `home`, to which who has it is to be added.
+    /// The same of a file of the host with the number `home`, to which who has it is to be added. If that is this host
+    /// it may be open here, and has no lenders then.
     pub fn lent(&self, home: u32, identity: FileIdentity, is_fresh: bool) -> Arc<PageObject> {
         let source = || Source::Lent { file: LentFile::default(), identity };
+        let new = || Arc::new(PageObject::new(self.machine.clone(), source()));
         if is_fresh {
-            return Arc::new(PageObject::new(self.machine.clone(), source()));
+            return new();
+        }
+        if home == 0 {
+            // Others, to whom the file is passed, are not to depend on who lends it.
+            return self.files().read.get(&(0, identity)).cloned().unwrap_or_else(new);
         }
         self.keep((home, identity), source)
     }

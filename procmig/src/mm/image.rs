@@ -8,6 +8,7 @@ use super::segments::Attachment;
 use super::shared::Origin;
 use super::space::{AddressSpace, Inner, entry};
 use crate::migration::image::{MAX_REGIONS, ObjectImage, RegionImage, SpaceImage};
+use crate::wire::op::FileIdentity;
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -25,6 +26,12 @@ pub enum DescribeError {
     /// Other processes write the same memory.
     #[error("it shares writable memory with other processes")]
     Shared,
+    /// It maps a file of its home to be written.
+    #[error("it maps a file that it shares with other processes and may write, which only its home has")]
+    SharedFile,
+    /// It has attached a segment.
+    #[error("it has attached System V memory, which only its home has")]
+    Segment,
 }
 
 /// Why no address space can be made from an image.
@@ -47,14 +54,55 @@ pub struct Description {
 }
 
 impl Description {
-    /// The descriptors that the image's objects need, in their order.
+    /// The descriptors that are to be passed with the image, in the order of its objects.
     pub fn descriptors(&self) -> Vec<RawFd> {
-        let file = |object: &Arc<PageObject>| match object.shared().map(|shared| shared.origin()) {
-            Some(Origin::File(file, _)) => Some(file.as_raw_fd()),
-            Some(Origin::Segment(_)) => None,
-            None => object.read_file().map(|(file, _)| file.as_raw_fd()),
-        };
-        self.objects.iter().filter_map(file).collect()
+        let with_images = self.objects.iter().zip(&self.image.objects);
+        with_images.filter(|(_, image)| image.needs_descriptor()).filter_map(|(object, _)| file_of(object)).collect()
+    }
+
+    /// Makes it one for a node of another host: no descriptors go there. Gives the files of home that are to be lent
+    /// for it, by the indices of their objects.
+    ///
+    /// # Errors
+    /// If it needs what cannot leave home.
+    pub fn leave_home(&mut self) -> Result<Vec<(usize, FileIdentity, RawFd)>, DescribeError> {
+        let SpaceImage { objects, regions, segments, .. } = &mut self.image;
+        if !segments.is_empty() {
+            return Err(DescribeError::Segment);
+        }
+        let mut files = Vec::new();
+        for (index, (image, object)) in objects.iter_mut().zip(&self.objects).enumerate() {
+            let identity = match image {
+                ObjectImage::File { identity, lent: None } => *identity,
+                ObjectImage::SharedFile { identity, writable } => {
+                    let shows = |region: &&mut RegionImage| {
+                        region.backing.is_some_and(|(shown, _)| shown as usize == index)
+                            && region.flags & RegionFlags::SHARED.bits() != 0
+                    };
+                    for region in regions.iter_mut().filter(shows) {
+                        if *writable {
+                            return Err(DescribeError::SharedFile);
+                        }
+                        // It shows the file as it is now; so nobody may come to write it.
+                        region.flags |= RegionFlags::NO_WRITE.bits();
+                    }
+                    *identity
+                }
+                ObjectImage::Segment { .. } => return Err(DescribeError::Segment),
+                _ => continue,
+            };
+            files.extend(file_of(object).map(|file| (index, identity, file)));
+        }
+        Ok(files)
+    }
+}
+
+/// The file that an object shows, if it is open here.
+fn file_of(object: &PageObject) -> Option<RawFd> {
+    match object.shared().map(|shared| shared.origin()) {
+        Some(Origin::File(file, _)) => Some(file.as_raw_fd()),
+        Some(Origin::Segment(_)) => None,
+        None => object.read_file().map(|(file, _)| file.as_raw_fd()),
     }
 }
 
@@ -118,8 +166,8 @@ fn object_index(
             Origin::File(_, identity) => ObjectImage::SharedFile { identity: *identity, writable },
             Origin::Segment(segment) => ObjectImage::Segment { id: segment.id(), writable },
         }
-    } else if let Some((_, identity)) = object.read_file() {
-        ObjectImage::File(*identity)
+    } else if let Some(identity) = object.identity() {
+        ObjectImage::File { identity: *identity, lent: None }
     } else {
         ObjectImage::Memory
     };

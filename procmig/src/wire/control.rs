@@ -8,19 +8,23 @@
 
 use super::bytes::Bytes;
 use super::call::SIGINFO_SIZE;
+use super::link::{ConnectionId, LinkId};
 use super::sealed::StreamKeys;
 use super::usage::Usage;
 use crate::migration::record::{Event, Record};
 use crate::migration::wire::{Offer, Ticket};
 use crate::vdso::distance::Clocks;
+use crate::wire::op::FileIdentity;
 use serde::{Deserialize, Serialize};
 
 /// Version of these protocols; peers must agree.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 /// Cap on the frame of a [`NodeRequest`]: the arguments and environment are in it.
 pub const MAX_REQUEST: usize = 8 << 20;
 /// Cap on every other frame.
 pub const MAX_MESSAGE: usize = 1 << 20;
+/// Names a host of a cluster.
+pub type HostId = [u8; 16];
 /// Most bytes of one [`ToDeputy::Read`].
 pub const MAX_READ: u32 = 512 << 10;
 
@@ -35,17 +39,12 @@ pub enum NodeRequest {
     Processes,
     /// Take a process. What follows is described in [`crate::migration::wire`].
     Receive(Offer),
-    /// From the deputy of a process that has arrived: the call connections of these threads, whose ends the
-    /// message passes in this order. Answered by [`NodeReply::Done`] or [`NodeReply::Refused`] if there are no
-    /// `more`; then the connection is the process's control connection, and [`ToNode::Run`] is to come.
-    Adopt {
-        /// Which.
-        ticket: Ticket,
-        /// Its threads.
-        threads: Vec<i32>,
-        /// There are others.
-        more: bool,
-    },
+    /// The same from a node of another host: the message passes the connection, on which an [`Offer`] is to come. The
+    /// connection with the node stays open until that is over; nothing more is said on it.
+    Incoming(Box<StreamKeys>),
+    /// From the deputy of a process that has arrived. Answered by [`NodeReply::Done`] or [`NodeReply::Refused`] if
+    /// there are no more; then the connection is the process's control connection, and [`ToNode::Run`] is to come.
+    Adopt(Adopt),
     /// Have a process go to another node. Answered by [`NodeReply::Migration`]s, and by
     /// [`NodeReply::Migrated`] or [`NodeReply::Refused`].
     Migrate(Migrate),
@@ -65,10 +64,23 @@ pub enum NodeRequest {
 pub struct Link {
     /// The link's keys.
     pub keys: StreamKeys,
-    /// Identifier of the program's home.
-    pub home: [u8; 16],
+    /// The program's home.
+    pub home: HostId,
     /// Its name.
     pub home_name: String,
+}
+
+/// The call connections of some threads of a process that has arrived.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopt {
+    /// Which process.
+    pub ticket: Ticket,
+    /// The threads.
+    pub threads: Vec<i32>,
+    /// Their connections, from another host; on the same host the message passes the node's ends, in this order.
+    pub connections: Vec<ConnectionId>,
+    /// There are others.
+    pub more: bool,
 }
 
 /// Where a process is to go, and how.
@@ -76,14 +88,29 @@ pub struct Link {
 pub struct Migrate {
     /// The process.
     pub pid: i32,
-    /// The socket of the target.
-    pub socket: Vec<u8>,
-    /// Its name.
+    /// Its home; `None` is this host.
+    pub home: Option<HostId>,
+    /// How the target is reached from here.
+    pub way: Way,
+    /// The target's host; `None` is the process's home.
+    pub host: Option<HostId>,
+    /// The target's name.
     pub node: String,
+    /// What people call the target.
+    pub shown: String,
     /// How long the process may stand still, in microseconds.
     pub max_freeze_micros: u64,
     /// Bytes per second that may be sent while the process runs.
     pub bandwidth: Option<u64>,
+}
+
+/// How a source reaches its target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Way {
+    /// By its socket on this host.
+    Socket(Vec<u8>),
+    /// Over a connection with a node of another host, which the message passes, with these keys.
+    Passed(StreamKeys),
 }
 
 /// A thread that the deputy is asked to hand over.
@@ -237,7 +264,21 @@ pub enum ToDeputy {
         /// As in [`ToDeputy::Hold`].
         epoch: u32,
     },
-    /// Give the process to the node with this socket, where it has arrived. Answered by [`ToNode::Moved`] or
+    /// Find a way to a target that is not on the same host as this node and home. Answered by [`ToNode::Prepared`];
+    /// what is found is given up at [`ToDeputy::Release`].
+    Prepare {
+        /// As in [`ToDeputy::Hold`].
+        epoch: u32,
+        /// The target's host; `None` is home.
+        host: Option<HostId>,
+        /// The target's name.
+        node: String,
+        /// So many threads are to be handed over, or about so many.
+        threads: u32,
+    },
+    /// Lend these files, which the message passes, to nodes of other hosts. Answered by [`ToNode::Lent`].
+    Lend(Vec<FileIdentity>),
+    /// Give the process to the target, where it has arrived. Answered by [`ToNode::Moved`] or
     /// [`ToNode::Kept`]: it is this node's until then.
     Commit(Box<Commit>),
     /// Send bytes of a file that the deputy has lent ([`LentFile`](super::op::LentFile)). Answered by
@@ -269,9 +310,9 @@ pub enum ToDeputy {
 pub struct Commit {
     /// As in [`ToDeputy::Hold`].
     pub epoch: u32,
-    /// The target's socket.
-    pub socket: Vec<u8>,
-    /// The target's name.
+    /// The target's socket if all are on one host; else it is that of [`ToDeputy::Prepare`].
+    pub socket: Option<Vec<u8>>,
+    /// What people call the target.
     pub node: String,
     /// What the target calls the process.
     pub ticket: Ticket,
@@ -289,6 +330,15 @@ pub enum ToNode {
         /// The same.
         epoch: u32,
     },
+    /// To [`ToDeputy::Prepare`].
+    Prepared {
+        /// The same.
+        epoch: u32,
+        /// The link with the target, if that is at another host than home; or why there is no way.
+        result: Result<Option<LinkId>, String>,
+    },
+    /// To [`ToDeputy::Lend`]: the numbers of the files, in order; or `errno`.
+    Lent(Result<Vec<u32>, i32>),
     /// To [`ToDeputy::Commit`]: the process is the target's.
     Moved {
         /// The same.

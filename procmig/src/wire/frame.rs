@@ -82,7 +82,10 @@ pub fn receive<T: DeserializeOwned>(mut stream: &UnixStream, cap: usize) -> Resu
 }
 
 /// Reads a message of which `got` bytes of the head are there.
-fn read_rest<T: DeserializeOwned>(
+///
+/// # Errors
+/// As [`receive`].
+pub fn read_rest<T: DeserializeOwned>(
     stream: &mut impl Read,
     mut head: [u8; 4],
     got: usize,

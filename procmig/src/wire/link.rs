@@ -1,8 +1,8 @@
 //! The link of a program that runs on another host than its home, and the connections that belong to it.
 //!
 //! The link is the connection that the two `skeind` have made and handed over: its sealed frames are the deputy's
-//! [`RemoteAttach`], the node's [`LinkReply`], and what home's [`Clocks`](crate::vdso::distance::Clocks) show, at once
-//! when the reply has come; and then nothing. It stays open as long as any process of the
+//! [`LinkRequest`], the node's [`LinkReply`], and what home's [`Clocks`](crate::vdso::distance::Clocks) show, at once
+//! when the reply has come; then, where a process is to arrive, another [`LinkReply`]; and then nothing. It stays open as long as any process of the
 //! program's lives, and when it ends, whoever ended it, all of them are lost.
 //!
 //! Every other connection the deputies open themselves, to a port of the node's. No handshake is needed, since both
@@ -30,6 +30,21 @@ pub const PREFIX: usize = 32;
 
 /// Sent by the deputy, first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LinkRequest {
+    /// A program is to start.
+    Attach(Box<RemoteAttach>),
+    /// A process of the deputy's is to arrive from another node.
+    Receive {
+        /// [`VERSION`](super::control::VERSION)
+        version: u32,
+        /// Names the control connection, which the deputy opens when it has the reply, and on which it
+        /// [adopts](super::control::NodeRequest::Adopt) the process.
+        control: ConnectionId,
+    },
+}
+
+/// What program is to start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoteAttach {
     /// What to run.
     pub attach: Attach,
@@ -53,6 +68,8 @@ pub enum LinkReply {
         /// The node's name.
         node: String,
     },
+    /// The clocks are known and the control connection has come: the process may arrive.
+    Ready,
 }
 
 /// Which side of a link this is.

@@ -155,9 +155,13 @@ impl FileIdentity {
     /// Whether the file was changed so lately that its times would not tell another change: they are of the
     /// kernel's clock, which ticks every ten milliseconds at worst. To be asked where the file is.
     pub fn is_fresh(&self) -> bool {
-        const TICKS: i64 = 50_000_000;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
+        self.is_fresh_at(i64::try_from(now.as_nanos()).unwrap_or(i64::MAX))
+    }
+
+    /// The same when the clock shows `now`, in nanoseconds, where the file is.
+    pub fn is_fresh_at(&self, now: i64) -> bool {
+        const TICKS: i64 = 50_000_000;
         (0..TICKS).contains(&now.saturating_sub(self.changed.max(self.modified)))
     }
 }

@@ -1,15 +1,17 @@
 //! A connection between a node and a deputy, of which there are two kinds: a Unix stream on the same host, which may
 //! pass descriptors, and sealed TCP between hosts, which may not.
 
-use super::frame;
+use super::frame::{self, FrameError};
 use super::sealed::{BadKeys, Opener, SealedStream, Sealer, StreamKeys};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send, setsockopt, sockopt};
+use serde::{Serialize, de::DeserializeOwned};
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Seconds without a sign of life after which the kernel asks for one, between two such questions, and how many of
 /// them go unanswered until the connection is given up.
@@ -117,6 +119,57 @@ impl Stream {
     /// Whether it goes to another host.
     pub fn is_sealed(&self) -> bool {
         matches!(self, Self::Sealed(_))
+    }
+
+    /// Sends a message as a [frame](frame), with descriptors, which only a stream on the same host takes along.
+    ///
+    /// # Errors
+    /// If the connection fails, or cannot pass descriptors.
+    pub fn send_message<T: Serialize>(&mut self, message: &T, descriptors: &[RawFd]) -> Result<(), FrameError> {
+        self.send_frame(&frame::encode(message)?, descriptors)
+    }
+
+    /// The same of a frame that is encoded.
+    ///
+    /// # Errors
+    /// If the connection fails, or cannot pass descriptors.
+    pub fn send_frame(&mut self, bytes: &[u8], descriptors: &[RawFd]) -> Result<(), FrameError> {
+        let sent = match self {
+            Self::Local(stream) if !descriptors.is_empty() => frame::send_with_descriptors(stream, bytes, descriptors)?,
+            Self::Sealed(_) if !descriptors.is_empty() => {
+                return Err(io::Error::from(io::ErrorKind::Unsupported).into());
+            }
+            _ => 0,
+        };
+        Ok(self.send(&bytes[sent..])?)
+    }
+
+    /// Receives a message of at most `cap` bytes, and the descriptors that came with it.
+    ///
+    /// # Errors
+    /// As [`frame::receive`].
+    pub fn receive_message<T: DeserializeOwned>(&mut self, cap: usize) -> Result<(T, Vec<OwnedFd>), FrameError> {
+        match self {
+            Self::Local(stream) => frame::receive(stream, cap),
+            Self::Sealed(_) => Ok((frame::read_from(self, cap)?, Vec::new())),
+        }
+    }
+
+    /// How long it waits for the other side, both ways; `None` is for ever.
+    ///
+    /// # Errors
+    /// As `setsockopt(2)`.
+    pub fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
+        match self {
+            Self::Local(stream) => {
+                stream.set_read_timeout(patience)?;
+                stream.set_write_timeout(patience)
+            }
+            Self::Sealed(sealed) => {
+                sealed.socket.set_read_timeout(patience)?;
+                sealed.socket.set_write_timeout(patience)
+            }
+        }
     }
 
     /// Its two halves, for threads that send and receive at once.

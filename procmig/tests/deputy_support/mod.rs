@@ -108,8 +108,14 @@ impl Deputy {
                 drop(control);
                 prepare();
                 close_others(&[Some(node.as_raw_fd()), trace.as_ref().map(AsRawFd::as_raw_fd)]);
-                let error =
-                    deputy::run(Setup { node: node.into(), node_name: "n1".into(), attach, trace, reporter: None });
+                let error = deputy::run(Setup {
+                    node: node.into(),
+                    node_name: "n1".into(),
+                    attach,
+                    trace,
+                    finder: None,
+                    reporter: None,
+                });
                 eprintln!("{error:?}");
                 std::process::abort();
             }

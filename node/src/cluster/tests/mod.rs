@@ -42,11 +42,15 @@ impl Nodes for NoNodes {
         Err("this host has no nodes".to_owned())
     }
 
+    fn find(&self, _: Option<&NodeName>) -> Result<(NodeName, PathBuf), String> {
+        Err("this host has no nodes".to_owned())
+    }
+
     fn load(&self) -> Load {
         Load { per_mille: 0, nodes: Vec::new() }
     }
 
-    fn guests(&self, _: &Label) -> Vec<(NodeName, ProcessStatus)> {
+    fn guests(&self, _: Option<&Label>) -> Vec<(NodeName, ProcessStatus)> {
         Vec::new()
     }
 }

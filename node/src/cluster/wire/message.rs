@@ -8,6 +8,7 @@ use super::id::KeyId;
 use super::label::Label;
 use super::roster::SignedRoster;
 use crate::name::NodeName;
+use procmig::migration::record::{Event, Record};
 use procmig::wire::control::ProcessStatus;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::net::SocketAddr;
@@ -29,6 +30,9 @@ pub enum Purpose {
     /// A program of the opener's host is to run in a node of the other's: this one, or which it likes. A sealed stream
     /// between the deputy and the node ([`procmig::wire::link`]).
     Guest(Option<NodeName>),
+    /// A process is to migrate from a node of the opener's host to one of the other's: this one, or which it likes; the
+    /// welcome names it. A sealed stream between the two nodes ([`procmig::migration::wire`]).
+    Migration(Option<NodeName>),
 }
 
 /// The first frame of the opener, and of the accepter's [`Greeting::Welcome`].
@@ -71,6 +75,31 @@ pub enum Request {
     Load,
     /// What runs for the sender's host. Answered by [`Reply::Guests`].
     Guests,
+    /// Have a process of the sender's host, which runs here, migrate. Answered by [`Reply::Migration`]s, and by
+    /// [`Reply::Migrated`] or [`Reply::Refused`].
+    Migrate(Migrate),
+}
+
+/// Where a process is to migrate, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Migrate {
+    /// At its home.
+    pub pid: i32,
+    /// The target's host.
+    pub to: KeyId,
+    /// The target; else which its host likes.
+    pub node: Option<NodeName>,
+    /// How it is to go.
+    pub manner: Manner,
+}
+
+/// How a process is to migrate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manner {
+    /// How long it may stand still, in microseconds.
+    pub max_freeze_micros: u64,
+    /// Bytes per second that may be sent while it runs.
+    pub bandwidth: Option<u64>,
 }
 
 /// How busy a host is.
@@ -95,6 +124,10 @@ pub enum Reply {
     Load(Load),
     /// To [`Request::Guests`].
     Guests(Vec<(NodeName, ProcessStatus)>),
+    /// How a migration goes on.
+    Migration(Event),
+    /// The process has gone where it should.
+    Migrated(Record),
 }
 
 /// Asked by a host that wants to become a member, on a connection on which only the cluster has shown a

@@ -4,15 +4,16 @@ use super::guest::{Area, GuestArgs, Loop};
 use super::report::Outcome;
 use super::setting::Bench;
 use super::stats::{Spread, pairs};
-use crate::commands::mosmigrate;
 use crate::name::NodeName;
 use crate::nodelink;
 use crate::sandbox::check_interrupted;
 use anyhow::{Context, ensure};
 use procmig::migration::record::Record;
+use procmig::wire::control::{Migrate, Way};
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -71,8 +72,16 @@ impl Holder<'_> {
         let (here, there) = (&self.other.bench.node, &self.other.node);
         let (from, to) = if self.is_away { (there, here) } else { (here, there) };
         let state = self.other.bench.sandbox.state();
-        let mut order = mosmigrate::order(state, self.child.id() as i32, to);
-        order.max_freeze_micros = MAX_FREEZE;
+        let order = Migrate {
+            pid: self.child.id() as i32,
+            home: None,
+            way: Way::Socket(state.node_socket(to).as_os_str().as_bytes().to_vec()),
+            host: None,
+            node: to.to_string(),
+            shown: to.to_string(),
+            max_freeze_micros: MAX_FREEZE,
+            bandwidth: None,
+        };
         let record = nodelink::migrate(state, from, &order, &mut |_| {})?;
         self.is_away = !self.is_away;
         Ok(record)

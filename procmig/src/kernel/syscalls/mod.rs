@@ -72,7 +72,8 @@ pub fn dispatch(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64) -> Outcome 
         }
         let call = CallImage {
             forwarded: lock(&guest.channel).pending_call().map(|(nr, args, flags)| ForwardedCall { nr, args, flags }),
-            deadline: guest.again.deadline.flatten().map(monotonic_at),
+            deadline: (guest.again.deadline.flatten())
+                .map(|deadline| monotonic_at(deadline).wrapping_add_signed(guest.process.ahead())),
             progress: guest.again.progress,
         };
         guest.stand_still(cpu, Some(call));
