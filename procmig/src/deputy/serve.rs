@@ -119,14 +119,19 @@ impl Server {
         if self.input.len() > KEEP && self.start == self.end {
             self.input = vec![0; INPUT];
         }
-        while self.fill(RequestHeader::SIZE, false).is_none() {
-            // Nothing comes any more; perhaps because the process has migrated.
-            if self.start != self.end || !self.reconnect() {
+        let header = loop {
+            let is_whole = self.fill(RequestHeader::SIZE, false).is_some();
+            let header = is_whole.then(|| self.input[self.start..].first_chunk().map(RequestHeader::decode)).flatten();
+            if let Some(header) = header.filter(|header| !self.thread.is_too_late(header.seq)) {
+                break header;
+            }
+            // Nothing comes any more, or nothing that counts; perhaps because the process has migrated.
+            let is_clean = is_whole || self.start == self.end;
+            (self.start, self.end) = (0, 0);
+            if !is_clean || !self.reconnect() {
                 return None;
             }
-        }
-        let bytes = self.input[self.start..].first_chunk()?;
-        let header = RequestHeader::decode(bytes);
+        };
         self.last = header.seq;
         self.start += RequestHeader::SIZE;
         if header.length as usize > MAX_PAYLOAD {

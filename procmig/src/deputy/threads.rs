@@ -117,6 +117,12 @@ impl Thread {
         served.is_remote && served.next.front().is_some_and(|next| begun || next.seq != last)
     }
 
+    /// Whether a request with this number was made after the process had left the node from which it comes: by threads
+    /// that end there.
+    pub(super) fn is_too_late(&self, seq: u32) -> bool {
+        lock(&self.served).next.front().is_some_and(|next| seq.wrapping_sub(next.seq) as i32 > 0)
+    }
+
     /// From the control thread, when the node that the process has left is long gone: nothing comes of it any more.
     pub(super) fn cut_old(&self) {
         let served = lock(&self.served);
