@@ -109,17 +109,20 @@ fn open(
     let (id, port, node) = match frame::read_from(&mut stream, MAX_MESSAGE)? {
         LinkReply::Open { link, port, node } => (link, port, node),
         LinkReply::Refused(why) => return Err(io::Error::other(why).into()),
-        LinkReply::Ready => return Err(wrong()),
+        LinkReply::Ready | LinkReply::Clocks => return Err(wrong()),
     };
     frame::write_to(&mut stream, &Clocks::now())?;
     address.set_port(port);
     let link = Link { address, id, secret, kept };
     let connection = link.connect(control, locks)?;
     if let LinkRequest::Receive { .. } = request {
-        match frame::read_from(&mut stream, MAX_MESSAGE)? {
-            LinkReply::Ready => {}
-            LinkReply::Refused(why) => return Err(io::Error::other(why).into()),
-            LinkReply::Open { .. } => return Err(wrong()),
+        loop {
+            match frame::read_from(&mut stream, MAX_MESSAGE)? {
+                LinkReply::Ready => break,
+                LinkReply::Clocks => frame::write_to(&mut stream, &Clocks::now())?,
+                LinkReply::Refused(why) => return Err(io::Error::other(why).into()),
+                LinkReply::Open { .. } => return Err(wrong()),
+            }
         }
     }
     socket.set_read_timeout(None)?;

@@ -33,6 +33,8 @@ const MOST_STRANGERS: usize = 256;
 const MOST_FROM_ONE: usize = 64;
 /// Most connections of a link that wait to be named.
 const MOST_UNNAMED: usize = 1024;
+/// How often the clocks of a process's home are asked for before it arrives.
+const LOOKS: u32 = 5;
 /// Most links.
 const MOST_LINKS: usize = 4096;
 /// Why a link came to nothing.
@@ -321,6 +323,12 @@ impl Kernel {
             }
             LinkRequest::Receive { control, .. } => {
                 let control = take(&control)?;
+                // The process has seen its clocks already, by another host's knowledge of them.
+                for _ in 0..LOOKS {
+                    let asked = Asked::now();
+                    frame::write_to(stream, &LinkReply::Clocks)?;
+                    link.home.hear(&self.machine, &asked, &frame::read_from(stream, MAX_MESSAGE)?)?;
+                }
                 let (kernel, its) = (self.clone(), link.clone());
                 std::thread::Builder::new().name("adopt".into()).stack_size(256 << 10).spawn(move || {
                     if let Err(error) = adoption::serve_remote(&kernel, control, &its) {
