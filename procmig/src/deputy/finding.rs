@@ -8,6 +8,7 @@ use super::link::{self, Link, PATIENCE};
 use super::moving::MoveError;
 use super::signals;
 use super::threads::lock;
+use crate::migration::faults::{self, Step};
 use crate::wire::control::HostId;
 use crate::wire::frame;
 use crate::wire::link::{ConnectionId, LinkId};
@@ -141,6 +142,7 @@ impl Search {
 fn find(host: Option<&HostId>, node: &str, threads: u32) -> Result<Target, MoveError> {
     /// A process with more threads opens the rest later.
     const MOST_SPARE: u32 = 64;
+    faults::at(Step::DeputyFind)?;
     let finder = FINDER.get().ok_or_else(|| MoveError::Refused("home knows no host to ask for a way".to_owned()))?;
     let (mut answer, body) = exchange(&**finder, host, node)?;
     match (finder.answer(&body).map_err(MoveError::Refused)?, answer.passed.pop()) {

@@ -6,10 +6,11 @@
 use super::guest::GuestThread;
 use super::lock;
 use super::process::Process;
+use super::thread::Thread;
 use crate::migration::image::{CallImage, ThreadImage};
 use nix::errno::Errno;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use vmm::user_cpu::UserCpu;
 
@@ -119,7 +120,9 @@ impl Process {
             }
             let moving = threads.iter().find(|thread| !still.images.iter().any(|image| image.tid == thread.tid()));
             let Some(moving) = moving else {
-                frozen.threads.clone_from(&still.images);
+                // In their own order: signals look for a thread in it.
+                let image = |thread: &Arc<Thread>| still.images.iter().find(|image| image.tid == thread.tid()).cloned();
+                frozen.threads = threads.iter().filter_map(image).collect();
                 return Ok(frozen);
             };
             if Instant::now() >= deadline {

@@ -1,6 +1,7 @@
 //! The life of a guest thread on its host thread.
 
 use super::Kernel;
+use super::deadline::Deadline;
 use super::exitless::Exitless;
 use super::group::Permit;
 use super::lock;
@@ -46,7 +47,7 @@ const MAX_UNBACKED: u32 = 1000;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Again {
     /// When its time is over, if it has begun to wait; the inner one is `None` for never.
-    pub deadline: Option<Option<Instant>>,
+    pub deadline: Option<Option<Deadline>>,
     /// Bytes of it that are done.
     pub progress: u64,
 }

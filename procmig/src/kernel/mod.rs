@@ -7,6 +7,7 @@
 
 pub mod actions;
 pub mod affinity;
+pub mod deadline;
 pub mod deliver;
 pub mod descriptors;
 mod exec;

@@ -225,24 +225,6 @@ pub fn monotonic() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Nanoseconds of the host's monotonic clock at an instant.
-pub fn monotonic_at(instant: Instant) -> u64 {
-    let (now, at) = (Instant::now(), monotonic());
-    let ahead = instant.saturating_duration_since(now).as_nanos() as u64;
-    let behind = now.saturating_duration_since(instant).as_nanos() as u64;
-    at.saturating_add(ahead).saturating_sub(behind)
-}
-
-/// The instant at which the host's monotonic clock shows so many nanoseconds; `None` if that is beyond counting.
-pub fn instant_at(nanos: u64) -> Option<Instant> {
-    let (now, at) = (Instant::now(), monotonic());
-    if nanos >= at {
-        now.checked_add(Duration::from_nanos(nanos - at))
-    } else {
-        Some(now.checked_sub(Duration::from_nanos(at - nanos)).unwrap_or(now))
-    }
-}
-
 /// What has been counted, in nanoseconds; `None` if what uses the CPU time has ended.
 pub fn count(process: &Process, counts: Counts) -> Option<u64> {
     match counts {

@@ -39,6 +39,8 @@ pub enum Step {
     TargetAdopt,
     /// The target is told to run the process.
     TargetRun,
+    /// The deputy looks for a way to a target that is not on the same host as source and home.
+    DeputyFind,
     /// The deputy is asked to hold signals back.
     DeputyHold,
     /// The deputy is asked to decide.
@@ -52,7 +54,7 @@ pub enum Step {
 }
 
 /// All steps.
-pub const STEPS: [Step; 16] = [
+pub const STEPS: [Step; 17] = [
     Step::SourceOffer,
     Step::SourcePages,
     Step::SourceFrozen,
@@ -64,6 +66,7 @@ pub const STEPS: [Step; 16] = [
     Step::TargetImage,
     Step::TargetAdopt,
     Step::TargetRun,
+    Step::DeputyFind,
     Step::DeputyHold,
     Step::DeputyCommit,
     Step::DeputyAdopted,
@@ -143,9 +146,14 @@ pub fn of_message(step: Step) -> Option<Action> {
 }
 
 fn take(step: Step, is_meant: impl Fn(Action) -> bool) -> Option<Action> {
-    let due =
-        |fault: &&Fault| fault.step == step && is_meant(fault.action) && !fault.happened.swap(true, Ordering::SeqCst);
-    faults().iter().find(due).map(|fault| fault.action).filter(|_| is_first())
+    let due = |fault: &&Fault| {
+        fault.step == step
+            && is_meant(fault.action)
+            && !fault.happened.load(Ordering::SeqCst)
+            && is_first()
+            && !fault.happened.swap(true, Ordering::SeqCst)
+    };
+    faults().iter().find(due).map(|fault| fault.action)
 }
 
 /// Whether no other process has been at its fault.

@@ -6,6 +6,7 @@ use super::image::{ForwardedCall, MAX_FPU, MAX_THREADS, ObjectImage, ProcessImag
 use super::wire::{Content, FromSource, MAX_MESSAGE, Offer, Owner, Reply, Run, Ticket, bytes_of};
 use crate::channel::CallChannel;
 use crate::kernel::affinity::CpuSet;
+use crate::kernel::deadline::Deadline;
 use crate::kernel::descriptors::Descriptors;
 use crate::kernel::group::Group;
 use crate::kernel::guest::{Again, GuestThread, Start};
@@ -13,7 +14,7 @@ use crate::kernel::links::Link;
 use crate::kernel::pool::Worker;
 use crate::kernel::process::{Action, Ending, Identity, Process, ProcessSignals, StackPlaces};
 use crate::kernel::thread::ThreadSignals;
-use crate::kernel::timers::{ProcessTimers, instant_at};
+use crate::kernel::timers::ProcessTimers;
 use crate::kernel::{Kernel, lock};
 use crate::mm::AddressSpace;
 use crate::mm::image::ImageError;
@@ -376,7 +377,8 @@ impl Hold<'_> {
             ready: Vec::new(),
             is_running: false,
         };
-        for thread in image.threads {
+        // The last is connected first.
+        for thread in image.threads.into_iter().rev() {
             let worker = kernel.pool.acquire()?;
             arrival.waiting.push((thread, worker));
         }
@@ -667,8 +669,7 @@ fn guest_thread(
         if let Some(ForwardedCall { nr, args, flags }) = call.forwarded {
             channel.resume_call(nr, args, flags);
         }
-        let here = |deadline: u64| instant_at(deadline.wrapping_sub(process.ahead() as u64));
-        again = Again { deadline: call.deadline.map(here), progress: call.progress };
+        again = Again { deadline: call.deadline.map(|at| Deadline::at(process, at)), progress: call.progress };
     }
     let signals = ThreadSignals {
         mask: image.mask.blockable(),

@@ -45,8 +45,9 @@ pub fn wait(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Opti
             // Home knows what becomes of the call.
             Ok(Err(_)) | Err(_) => return None,
         }
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = deadline.map(|deadline| deadline.here.saturating_duration_since(Instant::now()));
         if left.is_some_and(|left| left.is_zero()) {
+            deadline.inspect(|deadline| deadline.await_home(&guest.process));
             return Some(Outcome::Return(0));
         }
         match guest.thread.wait_for(&set, libc::POLLIN, left) {

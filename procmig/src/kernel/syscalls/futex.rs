@@ -92,15 +92,17 @@ fn wait(
     let result = {
         let memory = ProcessMemory::new(&guest.space, cpu);
         key(&memory, address, private).and_then(|key| {
-            guest
-                .kernel()
-                .futexes
-                .wait(key, bitset, &guest.thread.parker, end, || Ok(memory.load_word(address)?.0 == value))
+            guest.kernel().futexes.wait(key, bitset, &guest.thread.parker, end.map(|end| end.here), || {
+                Ok(memory.load_word(address)?.0 == value)
+            })
         })
     };
     match result {
         Ok(Waited::Woken) => Outcome::Return(0),
-        Ok(Waited::TimedOut) => Outcome::Return(failure(Errno::ETIMEDOUT)),
+        Ok(Waited::TimedOut) => {
+            end.inspect(|end| end.await_home(&guest.process));
+            Outcome::Return(failure(Errno::ETIMEDOUT))
+        }
         // With a deadline Linux restarts only if no handler runs.
         Ok(Waited::Interrupted) if timeout != 0 && relative => Outcome::Restart(RestartKind::WithoutHandler),
         Ok(Waited::Interrupted) => Outcome::Restart(RestartKind::IfAsked),

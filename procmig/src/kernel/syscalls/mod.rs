@@ -27,7 +27,6 @@ use super::proc_files;
 use crate::calls::{self, Class};
 use crate::kernel::descriptors::Change;
 use crate::kernel::lock;
-use crate::kernel::timers::monotonic_at;
 use crate::migration::image::{CallImage, ForwardedCall};
 use nix::errno::Errno;
 use vmm::site_code::Identity;
@@ -72,8 +71,7 @@ pub fn dispatch(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64) -> Outcome 
         }
         let call = CallImage {
             forwarded: lock(&guest.channel).pending_call().map(|(nr, args, flags)| ForwardedCall { nr, args, flags }),
-            deadline: (guest.again.deadline.flatten())
-                .map(|deadline| monotonic_at(deadline).wrapping_add_signed(guest.process.ahead())),
+            deadline: guest.again.deadline.flatten().map(|deadline| deadline.home),
             progress: guest.again.progress,
         };
         guest.stand_still(cpu, Some(call));

@@ -3,13 +3,14 @@
 use super::Outcome;
 use super::masks::{replace_mask, restore_mask};
 use crate::futex::Parked;
+use crate::kernel::deadline::Deadline;
 use crate::kernel::deliver::RestartKind;
 use crate::kernel::guest::{GuestThread, failure};
 use crate::kernel::lock;
 use crate::signal::set::SignalSet;
 use crate::usermem::UserMemory;
 use nix::errno::Errno;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use vmm::addr::GuestVirtAddr;
 use vmm::user_cpu::UserCpu;
 
@@ -34,11 +35,6 @@ pub fn write_time(guest: &GuestThread, cpu: &mut UserCpu, at: u64, nanos: u64) -
     })
 }
 
-/// The host's instant so many nanoseconds from now; `None` if that is beyond counting.
-pub fn deadline(nanos: u64) -> Option<Instant> {
-    Instant::now().checked_add(Duration::from_nanos(nanos))
-}
-
 /// Whether a sleep that was broken off ends with `EINTR`: a handler will run. Else it goes on.
 fn is_over(guest: &GuestThread) -> bool {
     if guest.process.must_end(guest.thread.tid()) {
@@ -53,8 +49,9 @@ fn is_over(guest: &GuestThread) -> bool {
 }
 
 /// When a call is over that waits for `nanos`, `None` for never: it may have begun before its thread stood still.
-pub fn end_of_wait(guest: &mut GuestThread, nanos: Option<u64>) -> Option<Instant> {
-    *guest.again.deadline.get_or_insert_with(|| nanos.and_then(deadline))
+pub fn end_of_wait(guest: &mut GuestThread, nanos: Option<u64>) -> Option<Deadline> {
+    let process = &guest.process;
+    *guest.again.deadline.get_or_insert_with(|| nanos.and_then(|nanos| Deadline::after(process, nanos)))
 }
 
 /// How a sleep ends.
@@ -68,10 +65,17 @@ enum Slept {
 
 /// Sleeps for a time, through what is no reason to end.
 fn sleep_for(guest: &mut GuestThread, nanos: u64) -> Slept {
-    let end = end_of_wait(guest, Some(nanos));
+    let mut end = end_of_wait(guest, Some(nanos));
     loop {
-        match guest.thread.parker.park(end, || false) {
-            Parked::Ready | Parked::TimedOut => return Slept::Over,
+        match guest.thread.parker.park(end.map(|end| end.here), || false) {
+            Parked::Ready => return Slept::Over,
+            Parked::TimedOut => match end.and_then(|end| end.again(&guest.process)) {
+                Some(later) => {
+                    end = Some(later);
+                    continue;
+                }
+                None => return Slept::Over,
+            },
             Parked::Interrupted => {}
         }
         guest.thread.take_attention();
@@ -82,7 +86,7 @@ fn sleep_for(guest: &mut GuestThread, nanos: u64) -> Slept {
         guest.process.wait_while_stopped();
         if is_over(guest) {
             guest.thread.notify();
-            let left = end.map_or(nanos, |end| end.saturating_duration_since(Instant::now()).as_nanos() as u64);
+            let left = end.map_or(nanos, |end| end.here.saturating_duration_since(Instant::now()).as_nanos() as u64);
             return Slept::BrokenOff(left);
         }
     }
@@ -179,8 +183,9 @@ fn wait_for_signal(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) 
         if let Some(info) = taken {
             break Ok(info);
         }
-        let parked = guest.thread.parker.park(end, || false);
+        let parked = guest.thread.parker.park(end.map(|end| end.here), || false);
         if parked == Parked::TimedOut {
+            end.inspect(|end| end.await_home(&guest.process));
             break Err(Errno::EAGAIN);
         }
         guest.thread.take_attention();
