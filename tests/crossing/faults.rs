@@ -1,0 +1,252 @@
+//! Faults at each step of a migration between hosts: the process goes on at one node, and a retry succeeds.
+
+use crate::wandering::wander;
+use crate::{Cluster, HOSTS, ended_well, numbered, says, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use skein_tests::home::{Home, elsewhere};
+use skein_tests::mover::Random;
+use skein_tests::net::Network;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// What becomes of a migration with a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// It fails, the process goes on at the source, and a retry succeeds.
+    Stays,
+    /// It succeeds all the same.
+    Goes,
+    /// The node that had the process is dead, and so is it: its deputy says so.
+    Dies,
+    /// As `Stays`, but the target must be started anew first.
+    StaysWithoutTarget,
+    /// It is at the target, and the source is dead.
+    GoesWithoutSource,
+}
+
+use Then::{Dies, Goes, GoesWithoutSource, Stays, StaysWithoutTarget};
+
+const FAULTS: [(&str, Then); 38] = [
+    ("DeputyFind=cut", Stays),
+    ("DeputyFind=delay", Goes),
+    ("SourceOffer=cut", Stays),
+    ("SourceOffer=kill", Dies),
+    ("SourceOffer=delay", Goes),
+    ("SourcePages=cut", Stays),
+    ("SourcePages=kill", Dies),
+    ("SourcePages=corrupt", Stays),
+    ("SourcePages=duplicate", Stays),
+    ("SourcePages=delay", Goes),
+    ("SourceFrozen=cut", Stays),
+    ("SourceFrozen=kill", Dies),
+    ("SourceFrozen=delay", Goes),
+    ("SourceImage=cut", Stays),
+    ("SourceImage=kill", Dies),
+    ("SourceImage=corrupt", Stays),
+    ("SourceImage=duplicate", Goes),
+    ("SourceCommit=cut", Stays),
+    ("SourceCommit=kill", Dies),
+    ("SourceCommit=delay", Goes),
+    ("SourceMoved=kill", GoesWithoutSource),
+    ("SourceMoved=delay", Goes),
+    ("TargetOffer=cut", Stays),
+    ("TargetOffer=kill", StaysWithoutTarget),
+    ("TargetPages=cut", Stays),
+    ("TargetPages=kill", StaysWithoutTarget),
+    ("TargetImage=cut", Stays),
+    ("TargetImage=kill", StaysWithoutTarget),
+    ("TargetImage=stop", Stays),
+    ("TargetAdopt=cut", Stays),
+    ("TargetAdopt=kill", StaysWithoutTarget),
+    ("TargetRun=kill", Dies),
+    ("TargetRun=delay", Goes),
+    ("DeputyHold=cut", Stays),
+    ("DeputyCommit=cut", Stays),
+    ("DeputyAdopted=cut", Stays),
+    ("DeputyAdopted=delay", Goes),
+    ("DeputyMoved=delay", Goes),
+];
+
+/// The status of a `mosrun` whose node died.
+const NODE_DIED: i32 = 123;
+
+/// How often a fault is tried after which the program must go on within a second, since a machine that others load may
+/// keep it from running for as long.
+const ROUNDS: u32 = 3;
+
+fn with_fault(fault: &str, then: Then, home_first: bool) {
+    for round in 1..=ROUNDS {
+        let Some(late) = once_with_fault(fault, then, home_first) else { return };
+        assert!(round < ROUNDS, "it stood still for {late:?}");
+    }
+}
+
+/// How long the program stood still, if that was too long.
+fn once_with_fault(fault: &str, then: Then, home_first: bool) -> Option<Duration> {
+    let (nodes, deputies) = if fault.starts_with("Deputy") { ("", fault) } else { (fault, "") };
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let mark = place.path().join("happened").to_string_lossy().into_owned();
+    if !home_first {
+        // The way to where the fault is to happen has none.
+        std::fs::write(&mark, "").expect("a file");
+    }
+    let mut cluster = Cluster::start_with(2, &[("SKEIN_FAULT", nodes), ("SKEIN_FAULT_MARK", &mark)])?;
+    cluster.hosts[0].set("SKEIN_FAULT", deputies);
+    let (mut child, file) = wander(&cluster, "3600", then == GoesWithoutSource);
+    let pid = child.id() as i32;
+    let written = || std::fs::metadata(&file).map_or(0, |about| about.len());
+    until("the program is at work", || written() > 0);
+    let (from, to) = if home_first { (0, 1) } else { (1, 0) };
+    if !home_first {
+        cluster.migrate_for_sure(pid, 1, &mut 0);
+        std::fs::remove_file(&mark).expect("the file");
+    }
+    let result = cluster.migrate(pid, to);
+    // At one node it goes on, within a second, or has come to its end; how it ended is looked at later.
+    let goes_on = |child: &mut Child| {
+        let (before, since) = (written(), Instant::now());
+        while written() <= before && child.try_wait().expect("a child").is_none() {
+            assert!(since.elapsed() < Duration::from_secs(20), "it stands still");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Some(since.elapsed()).filter(|took| *took > Duration::from_secs(1))
+    };
+    let mut late = None;
+    match then {
+        Goes => {
+            assert!(result.is_ok(), "{result:?}");
+            assert_eq!(cluster.at(pid), Some(to));
+        }
+        Stays | StaysWithoutTarget => {
+            assert!(result.is_err(), "it went");
+            late = goes_on(&mut child);
+            assert_eq!(cluster.at(pid), Some(from));
+            if then == StaysWithoutTarget {
+                until("the target is gone", || !cluster.hosts[to].socket("node-1").exists());
+                says(&cluster.hosts[to], &["node", "launch", "--name", "node-1"]);
+            }
+            let retry = Instant::now();
+            // A process that was given up late may be there for a moment still.
+            let mut again = cluster.migrate(pid, to);
+            while again.is_err() && retry.elapsed() < Duration::from_secs(5) {
+                std::thread::sleep(Duration::from_millis(20));
+                again = cluster.migrate(pid, to);
+            }
+            assert!(again.is_ok(), "the retry: {again:?}");
+        }
+        Dies => {
+            let output = child.wait_with_output().expect("mosrun ends");
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(NODE_DIED), "it said: {said}");
+            // What was written was written once.
+            numbered(&file);
+            return None;
+        }
+        GoesWithoutSource => {
+            assert!(result.is_err());
+            late = goes_on(&mut child);
+        }
+    }
+    kill(Pid::from_raw(pid), Signal::SIGUSR1).expect("it runs");
+    ended_well(child);
+    assert!(numbered(&file) >= 10_000);
+    late
+}
+
+#[test]
+fn at_each_step_a_fault_leaves_the_process_at_one_host() {
+    // From home to another host, and back from there.
+    let cases: Vec<(&str, Then, bool)> =
+        FAULTS.iter().flat_map(|&(fault, then)| [(fault, then, true), (fault, then, false)]).collect();
+    let next = AtomicUsize::new(0);
+    let failed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(&(fault, then, home_first)) = cases.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    let ran = std::panic::catch_unwind(|| with_fault(fault, then, home_first));
+                    if let Err(panic) = ran {
+                        let why = panic.downcast_ref::<String>().cloned();
+                        let why = why.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+                        let way = if home_first { "from home" } else { "to home" };
+                        failed.lock().expect("no panic").push(format!("{fault} {way}: {}", why.unwrap_or_default()));
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("no panic");
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// Cables are pulled at moments that a seed decides, while the process goes to another host or comes back from there: it
+/// is at home then and goes on, or it was away and is lost, which is said.
+#[test]
+fn a_cable_that_is_pulled_leaves_the_process_at_one_host_or_none() {
+    if !matches!(elsewhere(), Home::Ready(_)) {
+        eprintln!("not run: no hosts here");
+        return;
+    }
+    let network = Network::new(2);
+    let [first, second] = network.hosts() else { panic!("two hosts") };
+    first.says(&["cluster", "init", "--name", "lab"]);
+    let token = first.says(&["cluster", "invite"]);
+    second.says(&["cluster", "join", token.trim()]);
+    first.says(&["node", "launch"]);
+    second.says(&["node", "launch"]);
+    let mut random = Random(8);
+    let (mut stayed, mut lost) = (0, 0);
+    for round in 0..8 {
+        let mut command = first.command(skein_tests::home::skein_binary().expect("skein"));
+        let mut child =
+            command.args(["run", "/bin/cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("mosrun");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut echo = || {
+            let mut line = String::new();
+            let asked = stdin.write_all(b"here\n").is_ok();
+            asked && output.read_line(&mut line).is_ok() && line == "here\n"
+        };
+        assert!(echo(), "it runs");
+        let listed: Vec<serde_json::Value> = serde_json::from_str(&first.says(&["ps", "--json"])).expect("JSON");
+        let pid = listed[0]["pid"].to_string();
+        if round % 2 == 1 {
+            let output = first.skein(&["migrate", &pid, "host-2"]);
+            assert!(output.status.success(), "{output:?}");
+        }
+        let to = if round % 2 == 1 { "home" } else { "host-2" };
+        let wait = Duration::from_micros(random.below(60_000));
+        std::thread::scope(|scope| {
+            let moving = scope.spawn(|| first.skein(&["migrate", &pid, to]));
+            std::thread::sleep(wait);
+            network.plug(1, false);
+            let goes_on = echo();
+            let moved = moving.join().expect("no panic");
+            eprintln!("{round}: pulled after {wait:?}: goes on: {goes_on}, {}", String::from_utf8_lossy(&moved.stderr));
+            if goes_on {
+                stayed += 1;
+                assert!(echo(), "it goes on");
+            } else {
+                lost += 1;
+            }
+        });
+        drop((stdin, output));
+        let status = child.wait().expect("it ends").code();
+        assert!(matches!(status, Some(0 | NODE_DIED)), "{status:?}");
+        network.plug(1, true);
+        until("the hosts meet again", || {
+            let members = first.says(&["cluster", "ls", "--json"]);
+            let members: Vec<serde_json::Value> = serde_json::from_str(&members).expect("JSON");
+            members.iter().all(|member| member["reachable"] == true)
+        });
+        let there = second.says(&["ps", "--json"]);
+        until("nothing is left there", || second.says(&["ps", "--json"]).trim() == "[]");
+        drop(there);
+    }
+    eprintln!("{stayed} stayed or came home, {lost} were lost; {} and {}", HOSTS[0], HOSTS[1]);
+    assert!(stayed > 0, "none stayed");
+}
