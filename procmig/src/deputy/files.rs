@@ -21,16 +21,7 @@ fn errno(error: std::io::Error) -> Errno {
 
 fn identity(file: &File) -> Result<(FileIdentity, std::fs::Metadata), Errno> {
     let meta = file.metadata().map_err(errno)?;
-    let nanoseconds = |seconds: i64, more: i64| seconds.saturating_mul(1_000_000_000).saturating_add(more);
-    let identity = FileIdentity {
-        device: meta.dev(),
-        inode: meta.ino(),
-        size: meta.size(),
-        modified: nanoseconds(meta.mtime(), meta.mtime_nsec()),
-        changed: nanoseconds(meta.ctime(), meta.ctime_nsec()),
-        mode: meta.mode(),
-    };
-    Ok((identity, meta))
+    Ok((FileIdentity::of(&meta), meta))
 }
 
 /// Opens a program as `execveat(2)` finds it.

@@ -101,6 +101,20 @@ impl HandedFile {
             .is_ok_and(|flags| flags & libc::O_ACCMODE == libc::O_RDONLY)
     }
 
+    /// Whether it may be read.
+    pub fn is_readable(&self) -> bool {
+        nix::fcntl::fcntl(&self.file, nix::fcntl::FcntlArg::F_GETFL)
+            .is_ok_and(|flags| flags & libc::O_ACCMODE != libc::O_WRONLY)
+    }
+
+    /// Another descriptor of it.
+    ///
+    /// # Errors
+    /// `ENFILE` if there is none left.
+    pub fn copy(&self) -> Result<OwnedFd, Errno> {
+        self.file.try_clone().map_err(|_| Errno::ENFILE)
+    }
+
     /// Whether a call that must wait does so without a limit: a socket may have one.
     pub fn waits_forever(&self) -> bool {
         use nix::sys::socket::{getsockopt, sockopt};

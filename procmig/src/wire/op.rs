@@ -7,6 +7,7 @@
 use super::bytes::Bytes;
 use super::usage::Usage;
 use serde::{Deserialize, Serialize};
+use std::os::unix::fs::MetadataExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What a node asks of the deputy's thread that serves the connection. The reply's `ret` is the
@@ -152,6 +153,19 @@ pub struct FileIdentity {
 }
 
 impl FileIdentity {
+    /// Of a file of this host.
+    pub fn of(meta: &std::fs::Metadata) -> Self {
+        let nanoseconds = |seconds: i64, more: i64| seconds.saturating_mul(1_000_000_000).saturating_add(more);
+        Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.size(),
+            modified: nanoseconds(meta.mtime(), meta.mtime_nsec()),
+            changed: nanoseconds(meta.ctime(), meta.ctime_nsec()),
+            mode: meta.mode(),
+        }
+    }
+
     /// Whether the file was changed so lately that its times would not tell another change: they are of the
     /// kernel's clock, which ticks every ten milliseconds at worst. To be asked where the file is.
     pub fn is_fresh(&self) -> bool {

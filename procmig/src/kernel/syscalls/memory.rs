@@ -7,6 +7,7 @@ use crate::mm::object::PageObject;
 use crate::mm::space::shared_memory;
 use crate::mm::{AddressSpace, Backing, MapRequest, Protection, RegionFlags, RemapPlace};
 use crate::usermem::UserMemory;
+use crate::wire::file_kind::Kind;
 use crate::wire::op::{FileIdentity, LentFile, Op};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -91,7 +92,7 @@ pub fn mmap(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Call
     Ok(at)
 }
 
-/// Has the deputy hand the file over.
+/// Maps a file: one that is at hand, or that the deputy hands over.
 fn map_file(
     guest: &mut GuestThread,
     fd: i32,
@@ -100,21 +101,34 @@ fn map_file(
     request: &mut MapRequest,
 ) -> Result<(), Errno> {
     let write = shared && request.protection.contains(Protection::WRITE);
-    let mut reply = guest.op(&Op::MapFile { fd, write }).map_err(|_| Errno::EBADF)?;
-    if reply.ret < 0 {
-        return Err(Errno::from_raw(-reply.ret as i32));
-    }
-    if guest.process.is_remote() {
-        return map_lent(guest, &reply.payload, offset, shared, request);
-    }
-    let file = File::from(reply.descriptors.pop().ok_or(Errno::EBADF)?);
-    let identity: FileIdentity = postcard::from_bytes(&reply.payload).map_err(|_| Errno::EIO)?;
-    // Another thread may have put another file in the descriptor's place before it was sent.
-    let same = file.metadata().is_ok_and(|now| (now.dev(), now.ino()) == (identity.device, identity.inode));
-    if !same {
-        return Err(Errno::EBADF);
-    }
-    let file = OwnedFd::from(file);
+    let at_hand = guest.process.descriptors.file(fd).filter(|file| file.kind() == Kind::Regular);
+    let (file, identity) = match at_hand {
+        Some(file) => {
+            if !file.is_readable() || write && file.is_read_only() {
+                return Err(Errno::EACCES);
+            }
+            let file = File::from(file.copy()?);
+            let meta = file.metadata().map_err(|_| Errno::EBADF)?;
+            (OwnedFd::from(file), FileIdentity::of(&meta))
+        }
+        None => {
+            let mut reply = guest.op(&Op::MapFile { fd, write }).map_err(|_| Errno::EBADF)?;
+            if reply.ret < 0 {
+                return Err(Errno::from_raw(-reply.ret as i32));
+            }
+            if guest.process.is_remote() {
+                return map_lent(guest, &reply.payload, offset, shared, request);
+            }
+            let file = File::from(reply.descriptors.pop().ok_or(Errno::EBADF)?);
+            let identity: FileIdentity = postcard::from_bytes(&reply.payload).map_err(|_| Errno::EIO)?;
+            // Another thread may have put another file in the descriptor's place before it was sent.
+            let same = file.metadata().is_ok_and(|now| (now.dev(), now.ino()) == (identity.device, identity.inode));
+            if !same {
+                return Err(Errno::EBADF);
+            }
+            (OwnedFd::from(file), identity)
+        }
+    };
     if identity.mode & libc::S_IFMT == libc::S_IFCHR {
         // `/dev/zero`
         if shared {
