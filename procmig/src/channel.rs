@@ -88,6 +88,8 @@ pub struct OpReply {
 pub struct Traffic {
     /// Requests whose reply was waited for and came.
     pub round_trips: u64,
+    /// Of those, which were asked for from a CPU to which the deputy's thread was to come.
+    pub near_trips: u64,
     /// Bytes to the deputy.
     pub sent: u64,
     /// Bytes from the deputy.
@@ -103,6 +105,10 @@ pub struct CallChannel {
     seq: u32,
     pending: Option<Pending>,
     traffic: Traffic,
+    /// For the next request, as in its header.
+    near: u16,
+    /// The last request had it.
+    was_near: bool,
 }
 
 impl From<io::Error> for ChannelError {
@@ -122,7 +128,16 @@ impl CallChannel {
 
     /// The same of either kind.
     pub fn over(stream: Stream) -> Self {
-        Self { stream, output: Vec::new(), input: vec![0; INPUT], seq: 0, pending: None, traffic: Traffic::default() }
+        Self {
+            stream,
+            output: Vec::new(),
+            input: vec![0; INPUT],
+            seq: 0,
+            pending: None,
+            traffic: Traffic::default(),
+            near: 0,
+            was_near: false,
+        }
     }
 
     /// What went over it since this was last asked.
@@ -133,6 +148,11 @@ impl CallChannel {
     /// The number that the next request will have.
     pub fn next_seq(&self) -> u32 {
         self.seq.wrapping_add(1)
+    }
+
+    /// The next request is made from this CPU, and the deputy's thread is to answer it there.
+    pub fn ask_from(&mut self, cpu: Option<u16>) {
+        self.near = cpu.filter(|_| !self.stream.is_sealed()).map_or(0, |cpu| cpu.saturating_add(1));
     }
 
     /// Sends a system call and gives the number of its request, for a cancellation. `blocked` is of
@@ -309,10 +329,12 @@ impl CallChannel {
     }
 
     /// Writes the request that `output` holds behind the room for its header.
-    fn send(&mut self, kind: u32, nr: u32, blocked: u32, flags: u32, args: [u64; 6]) -> Result<u32, ChannelError> {
+    fn send(&mut self, kind: u16, nr: u32, blocked: u32, flags: u32, args: [u64; 6]) -> Result<u32, ChannelError> {
         self.seq = self.seq.wrapping_add(1);
         let length = (self.output.len() - RequestHeader::SIZE) as u32;
-        let header = RequestHeader { kind, seq: self.seq, length, nr, blocked, flags, args };
+        let near = std::mem::take(&mut self.near);
+        self.was_near = near != 0;
+        let header = RequestHeader { kind, near, seq: self.seq, length, nr, blocked, flags, args };
         self.output[..RequestHeader::SIZE].copy_from_slice(&header.encode());
         self.stream.send(&self.output)?;
         self.traffic.sent += self.output.len() as u64;
@@ -357,6 +379,7 @@ impl CallChannel {
                 // Nothing may follow: one request, one reply.
                 let clean = got == wanted && descriptors.is_none_or(|passed| passed.len() <= MAX_DESCRIPTORS);
                 self.traffic.round_trips += 1;
+                self.traffic.near_trips += u64::from(self.was_near);
                 self.traffic.received += got as u64;
                 return if clean { Ok(header) } else { Err(ChannelError::Malformed) };
             }

@@ -15,9 +15,17 @@ fn raw(deputy: &Deputy) -> UnixStream {
     deputy.call.as_fd().try_clone_to_owned().unwrap().into()
 }
 
-fn send(stream: &mut UnixStream, kind: u32, nr: i64, args: [u64; 6], payload: &[u8]) {
-    let header =
-        RequestHeader { kind, seq: 1, length: payload.len() as u32, nr: nr as u32, blocked: 0, flags: 0, args };
+fn send(stream: &mut UnixStream, kind: u16, nr: i64, args: [u64; 6], payload: &[u8]) {
+    let header = RequestHeader {
+        kind,
+        near: 0,
+        seq: 1,
+        length: payload.len() as u32,
+        nr: nr as u32,
+        blocked: 0,
+        flags: 0,
+        args,
+    };
     stream.write_all(&[&header.encode()[..], payload].concat()).unwrap();
 }
 
@@ -138,7 +146,7 @@ fn a_request_that_is_none_ends_the_deputy_as_a_lost_node_does() {
     for header in [(9, 0), (kind::CALL, u32::MAX)] {
         let d = Deputy::start();
         let (kind, length) = header;
-        let bytes = RequestHeader { kind, seq: 1, length, nr: 0, blocked: 0, flags: 0, args: [0; 6] }.encode();
+        let bytes = RequestHeader { kind, near: 0, seq: 1, length, nr: 0, blocked: 0, flags: 0, args: [0; 6] }.encode();
         raw(&d).write_all(&bytes).unwrap();
         assert_eq!(d.wait(), WaitStatus::Exited(d.pid, procmig::deputy::LOST_STATUS));
     }

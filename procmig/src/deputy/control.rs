@@ -129,6 +129,11 @@ impl Control {
                     self.cancelled.push((thread, seq));
                 }
             }
+            ToDeputy::Part { tid } => {
+                if let Some(thread) = lock(&THREADS).iter().find(|thread| thread.tid == tid) {
+                    thread.near.part(tid);
+                }
+            }
             ToDeputy::Trace(line) => trace(line),
             ToDeputy::Read { tag, file, offset, length } => {
                 self.say(&ToNode::Bytes { tag, result: lent::read(file, offset, length) });

@@ -20,6 +20,7 @@ mod link;
 mod listing;
 mod messages;
 mod moving;
+mod near;
 mod ops;
 mod report;
 mod segments;

@@ -42,6 +42,8 @@ pub(super) struct Server {
     reply: ReplyBuffer,
     mask: u64,
     guest_blocks: u32,
+    /// From where the last request came.
+    near: u16,
     /// Number of the last request.
     last: u32,
     /// The last reply, which is in its buffer still.
@@ -88,6 +90,7 @@ impl Server {
             reply: ReplyBuffer::new()?,
             mask: 0,
             guest_blocks,
+            near: 0,
             last: 0,
             replied: None,
         })
@@ -97,7 +100,10 @@ impl Server {
     pub(super) fn serve(mut self) {
         loop {
             self.apply_mask();
+            // When nobody waits for it.
+            self.thread.near.follow(self.near);
             let Some(header) = self.receive() else { end::lost() };
+            self.near = header.near;
             if !self.answer(&header) {
                 break;
             }
@@ -146,6 +152,7 @@ impl Server {
     fn reconnect(&mut self) -> bool {
         // The process has moved, whatever happens here.
         let _ = faults::at(Step::DeputyReconnect);
+        self.part();
         while let Some((seq, awaits)) = self.thread.take_new_connection(&mut self.connection) {
             if seq != self.last {
                 return false;
@@ -195,6 +202,12 @@ impl Server {
         Some(())
     }
 
+    /// Leaves the CPU that it was bound to.
+    fn part(&mut self) {
+        self.near = 0;
+        self.thread.near.part(self.thread.tid);
+    }
+
     /// Does what a request asks for; whether to go on.
     fn answer(&mut self, header: &RequestHeader) -> bool {
         let payload = self.start..self.start + header.length as usize;
@@ -205,6 +218,9 @@ impl Server {
         }
         match header.kind {
             kind::CALL => {
+                if matches!(i64::from(header.nr), libc::SYS_sched_setaffinity | libc::SYS_sched_getaffinity) {
+                    self.part();
+                }
                 let request = &mut self.input[payload];
                 let (ret, mut length) =
                     execute::execute(&self.thread, header.seq, header.nr, header.args, request, &mut self.reply);
@@ -225,6 +241,8 @@ impl Server {
             }
             kind::OP => {
                 self.thread.pass(header.seq);
+                // What is made has the same rights, and what is told is what is so by rights.
+                self.part();
                 let next = match postcard::from_bytes::<Op>(&self.input[payload]) {
                     Ok(op) => ops::perform(op, self.thread.tid, self.guest_blocks),
                     Err(_) => Next::Pass(-i64::from(libc::EPROTO), Vec::new(), Vec::new()),

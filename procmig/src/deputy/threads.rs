@@ -11,6 +11,7 @@
 
 use super::connection::Connection;
 use super::kernel;
+use super::near::Near;
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -31,6 +32,8 @@ const AHEAD: i32 = 64;
 pub(super) struct Thread {
     /// Its kernel ID.
     pub tid: i32,
+    /// Where it runs.
+    pub near: Near,
     /// `seq << 2` of the last request, with `RUNNING` while it is a call that is under way, and with
     /// `MARKED` too while it is sent a signal.
     state: AtomicU64,
@@ -73,7 +76,8 @@ impl Thread {
     pub(super) fn register(connection: &Connection) -> Arc<Self> {
         let current = connection.as_raw_fd();
         let served = Served { current, is_remote: !connection.is_local(), next: VecDeque::new() };
-        let thread = Arc::new(Self { tid: kernel::gettid(), state: AtomicU64::new(0), served: Mutex::new(served) });
+        let (near, state, served) = (Near::default(), AtomicU64::new(0), Mutex::new(served));
+        let thread = Arc::new(Self { tid: kernel::gettid(), near, state, served });
         lock(&THREADS).push(thread.clone());
         thread
     }

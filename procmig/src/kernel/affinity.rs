@@ -1,6 +1,7 @@
 //! The CPUs that a guest thread may run on.
 
 use nix::errno::Errno;
+use std::sync::OnceLock;
 
 /// Bytes of a set: as many CPUs as Debian's kernels know, 8192.
 pub const MASK: usize = 1024;
@@ -45,6 +46,13 @@ impl CpuSet {
         let result = unsafe { libc::syscall(libc::SYS_sched_setaffinity, tid, MASK, self.0.as_ptr()) };
         Errno::result(result).map(drop)
     }
+}
+
+/// Whether this process had but one CPU to run on when this was first asked.
+pub fn has_one_cpu() -> bool {
+    // It takes several files to find out.
+    static ONE: OnceLock<bool> = OnceLock::new();
+    *ONE.get_or_init(|| std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1))
 }
 
 #[cfg(test)]

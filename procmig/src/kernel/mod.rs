@@ -20,6 +20,7 @@ pub mod host_thread;
 mod housekeeping;
 pub mod links;
 pub mod memory_short;
+mod near;
 pub mod pool;
 mod proc_files;
 pub mod process;
@@ -100,6 +101,8 @@ pub struct Kernel {
     pub pool: pool::Pool,
     /// Who serves calls that come without an exit.
     pub poller: exitless::poller::Poller,
+    /// Threads that run beside their deputies.
+    near: near::Near,
     /// Deadlines.
     pub timers: timers::Timers,
     /// Control connections of deputies.
@@ -145,6 +148,7 @@ impl Kernel {
             time,
             pool: pool::Pool::new(machine.clone()),
             poller: exitless::poller::Poller::default(),
+            near: near::Near::default(),
             timers: timers::Timers::new(),
             relay: relay::Relay::new(kernel.clone()),
             fpu,

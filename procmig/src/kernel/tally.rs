@@ -43,6 +43,7 @@ pub struct Tally {
     /// Page faults.
     pub faults: Count,
     round_trips: Count,
+    near_trips: Count,
     sent: Count,
     received: Count,
     exits: Count,
@@ -56,6 +57,7 @@ impl Tally {
         self.edits.set(counts.edits);
         if traffic != Traffic::default() {
             self.round_trips.add(traffic.round_trips);
+            self.near_trips.add(traffic.near_trips);
             self.sent.add(traffic.sent);
             self.received.add(traffic.received);
         }
@@ -68,6 +70,7 @@ impl Tally {
             exitless_calls: self.exitless_local_calls.get() + self.exitless_forwarded_calls.get(),
             forwarded_calls: self.forwarded_calls.get() + self.exitless_forwarded_calls.get(),
             round_trips: self.round_trips.get(),
+            near_trips: self.near_trips.get(),
             bytes_sent: self.sent.get(),
             bytes_received: self.received.get(),
             exits: self.exits.get(),

@@ -3,10 +3,10 @@
 use super::affinity::CpuSet;
 use super::handed::HandedFile;
 use super::host_thread::HostThread;
-use super::lock;
 use super::process::{Cancellation, Process};
 use super::tally::Tally;
 use super::waiter::Waiter;
+use super::{lock, near};
 use crate::futex::Parker;
 use crate::mm::Gate;
 use crate::signal::altstack::AltStack;
@@ -16,7 +16,7 @@ use crate::wire::usage::Usage;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A thread's signal state.
 #[derive(Debug, Clone, Default)]
@@ -43,6 +43,20 @@ enum Affinity {
     Own(Box<CpuSet>),
     /// The host thread is no longer this thread's.
     Ended,
+}
+
+/// Where a thread's host thread runs, and why.
+#[derive(Debug, Default)]
+struct Cpus {
+    affinity: Affinity,
+    /// It is bound to this CPU, where its deputy's thread is too; and where it ran by rights.
+    near: Option<(u16, Box<CpuSet>)>,
+    /// When it forwarded a call last.
+    asked: Option<Instant>,
+    /// Its deputy's thread was bound at some time.
+    deputy_was_bound: bool,
+    /// Both are to be let go when the term is over.
+    has_term: bool,
 }
 
 /// A guest thread.
@@ -72,7 +86,7 @@ pub struct Thread {
     host: HostThread,
     /// What it has used at nodes where it was before.
     before: OnceLock<Usage>,
-    affinity: Mutex<Affinity>,
+    cpus: Mutex<Cpus>,
     /// CPU time in nanoseconds at its last turn to be told of the process's CPU time.
     pub charged: AtomicU64,
 }
@@ -94,7 +108,7 @@ impl Thread {
             tally: Tally::default(),
             host,
             before: OnceLock::new(),
-            affinity: Mutex::default(),
+            cpus: Mutex::default(),
             charged: AtomicU64::new(0),
         })
     }
@@ -138,36 +152,102 @@ impl Thread {
     }
 
     /// Has it run on these CPUs of the host, if the host has any of them.
-    pub fn set_affinity(&self, cpus: CpuSet) {
-        let mut affinity = lock(&self.affinity);
-        if matches!(*affinity, Affinity::Ended) {
+    pub fn set_affinity(&self, set: CpuSet) {
+        let mut cpus = lock(&self.cpus);
+        if matches!(cpus.affinity, Affinity::Ended) {
             return;
         }
-        match cpus.apply(self.host.tid()) {
-            Ok(()) => *affinity = Affinity::Own(Box::new(cpus)),
+        match set.apply(self.host.tid()) {
+            Ok(()) => {
+                cpus.affinity = Affinity::Own(Box::new(set));
+                cpus.near = None;
+            }
             Err(errno) => tracing::debug!(tid = self.tid(), %errno, "a thread's CPUs are not this host's"),
         }
     }
 
     /// A new thread runs where the one runs that made it.
     pub fn inherit_affinity(&self, maker: &Self) {
-        let cpus = match &*lock(&maker.affinity) {
-            Affinity::Own(cpus) => **cpus,
+        let set = match &lock(&maker.cpus).affinity {
+            Affinity::Own(set) => **set,
             Affinity::Node | Affinity::Ended => return,
         };
-        self.set_affinity(cpus);
+        self.set_affinity(set);
     }
 
     /// Gives the host thread back, with the node's own CPUs.
     pub fn leave_host_thread(&self) {
-        let before = std::mem::replace(&mut *lock(&self.affinity), Affinity::Ended);
-        if !matches!(before, Affinity::Own(_)) {
-            return;
-        }
-        if let Some(all) = CpuSet::of(std::process::id() as i32)
-            && let Err(errno) = all.apply(self.host.tid())
+        let cpus = &mut *lock(&self.cpus);
+        let before = std::mem::replace(&mut cpus.affinity, Affinity::Ended);
+        if (cpus.near.take().is_some() || matches!(before, Affinity::Own(_)))
+            && let Some(all) = CpuSet::of(std::process::id() as i32)
         {
+            self.run_on(&all);
+        }
+    }
+
+    fn run_on(&self, set: &CpuSet) {
+        if let Err(errno) = set.apply(self.host.tid()) {
             tracing::debug!(%errno, "a host thread keeps a guest thread's CPUs");
+        }
+    }
+
+    /// From the thread itself, which is about to ask home: the CPU on which it stays until it is answered, if
+    /// its deputy's thread is to come there.
+    pub fn draw_near(self: &Arc<Self>) -> Option<u16> {
+        let now = Instant::now();
+        let cpus = &mut *lock(&self.cpus);
+        let before = cpus.asked.replace(now);
+        if cpus.near.is_none() && before.is_some_and(|before| now.duration_since(before) < near::DENSE) {
+            let cpu = u16::try_from(nix::sched::sched_getcpu().ok()?).ok()?;
+            let rights = CpuSet::of(self.host.tid())?;
+            if self.begin_term(cpus) && near::only(cpu)?.apply(self.host.tid()).is_ok() {
+                cpus.near = Some((cpu, Box::new(rights)));
+            }
+        }
+        cpus.near.as_ref().map(|near| near.0)
+    }
+
+    /// From the poller, which is about to ask home in the thread's place, and stays on its CPU meanwhile: that CPU.
+    pub fn call_near(self: &Arc<Self>) -> Option<u16> {
+        let cpus = &mut *lock(&self.cpus);
+        if !cpus.has_term && !self.begin_term(cpus) {
+            return None;
+        }
+        nix::sched::sched_getcpu().ok().and_then(|cpu| u16::try_from(cpu).ok())
+    }
+
+    fn begin_term(self: &Arc<Self>, cpus: &mut Cpus) -> bool {
+        if matches!(cpus.affinity, Affinity::Ended) || !self.process.kernel.near.enter(self) {
+            return false;
+        }
+        (cpus.has_term, cpus.deputy_was_bound) = (true, true);
+        true
+    }
+
+    /// Lets it go from the CPU that it was bound to; whether its deputy's thread is to be let go too.
+    pub(super) fn part(&self) -> bool {
+        let cpus = &mut *lock(&self.cpus);
+        cpus.has_term = false;
+        if let Some((_, rights)) = cpus.near.take() {
+            self.run_on(&rights);
+        }
+        !matches!(cpus.affinity, Affinity::Ended)
+    }
+
+    /// Whether the host thread is no longer this thread's.
+    pub(super) fn has_left(&self) -> bool {
+        matches!(lock(&self.cpus).affinity, Affinity::Ended)
+    }
+
+    /// The CPUs on which it may run, if its deputy's thread may not tell.
+    pub fn hidden_affinity(&self) -> Option<CpuSet> {
+        let cpus = lock(&self.cpus);
+        match (&cpus.affinity, &cpus.near) {
+            (Affinity::Ended, _) => None,
+            _ if !cpus.deputy_was_bound => None,
+            (_, Some((_, rights))) => Some(**rights),
+            (_, None) => CpuSet::of(self.host.tid()),
         }
     }
 
@@ -200,8 +280,8 @@ impl Thread {
 
     /// The CPUs that it has chosen.
     pub fn own_affinity(&self) -> Option<Vec<u8>> {
-        match &*lock(&self.affinity) {
-            Affinity::Own(cpus) => Some(cpus.to_bytes()),
+        match &lock(&self.cpus).affinity {
+            Affinity::Own(set) => Some(set.to_bytes()),
             Affinity::Node | Affinity::Ended => None,
         }
     }

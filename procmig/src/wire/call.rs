@@ -17,9 +17,9 @@ pub const MAX_SIGNALS: u32 = 64;
 /// What a request asks for.
 pub mod kind {
     /// A system call by the forwarding table.
-    pub const CALL: u32 = 0;
+    pub const CALL: u16 = 0;
     /// An operation of [`crate::wire::op::Op`].
-    pub const OP: u32 = 1;
+    pub const OP: u16 = 1;
 }
 
 /// Bits of [`RequestHeader::blocked`]: job-control signals that the guest thread blocks, which the
@@ -46,7 +46,10 @@ pub mod flags {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestHeader {
     /// One of [`kind`].
-    pub kind: u32,
+    pub kind: u16,
+    /// One more than the number of the CPU on which the thread waits for the reply, if the deputy's thread is to
+    /// run there too; 0 if it is not.
+    pub near: u16,
     /// Number of the request on this connection; each is one more than the last, modulo 2^32.
     pub seq: u32,
     /// Bytes of payload that follow.
@@ -87,7 +90,14 @@ impl RequestHeader {
     /// The bytes to send.
     pub fn encode(&self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
-        let words = [self.kind, self.seq, self.length, self.nr, self.blocked, self.flags];
+        let words = [
+            u32::from(self.kind) | u32::from(self.near) << 16,
+            self.seq,
+            self.length,
+            self.nr,
+            self.blocked,
+            self.flags,
+        ];
         for (slot, word) in bytes.chunks_exact_mut(4).zip(words) {
             slot.copy_from_slice(&word.to_le_bytes());
         }
@@ -102,7 +112,8 @@ impl RequestHeader {
         let word = |i: usize| u32::from_le_bytes(bytes[i * 4..i * 4 + 4].try_into().expect("4 bytes"));
         let arg = |i: usize| u64::from_le_bytes(bytes[24 + i * 8..32 + i * 8].try_into().expect("8 bytes"));
         Self {
-            kind: word(0),
+            kind: word(0) as u16,
+            near: (word(0) >> 16) as u16,
             seq: word(1),
             length: word(2),
             nr: word(3),

@@ -298,6 +298,11 @@ pub enum ToDeputy {
         /// Which.
         file: u32,
     },
+    /// A thread that was bound to a CPU by requests made from there may run where it likes again.
+    Part {
+        /// The deputy's thread.
+        tid: i32,
+    },
     /// Answered by [`ToNode::Awake`], unless the deputy is stopped.
     AreYouAwake {
         /// For the answer.

@@ -19,6 +19,8 @@ pub struct Usage {
     pub exitless_calls: u64,
     /// Requests to the deputy that were waited for: forwarded calls, and what the node itself asks of home.
     pub round_trips: u64,
+    /// Of those, for which the deputy's thread was called to the CPU of who waited for it.
+    pub near_trips: u64,
     /// Bytes sent home.
     pub bytes_sent: u64,
     /// Bytes received from home.
@@ -48,6 +50,7 @@ impl Usage {
         sum(&mut self.exitless_calls, other.exitless_calls);
         sum(&mut self.forwarded_calls, other.forwarded_calls);
         sum(&mut self.round_trips, other.round_trips);
+        sum(&mut self.near_trips, other.near_trips);
         sum(&mut self.bytes_sent, other.bytes_sent);
         sum(&mut self.bytes_received, other.bytes_received);
         sum(&mut self.exits, other.exits);

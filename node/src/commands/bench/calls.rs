@@ -5,6 +5,8 @@ use super::report::Outcome;
 use super::setting::Bench;
 use super::stats::pairs;
 use crate::measured;
+use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -40,6 +42,19 @@ pub fn round_trip(bench: &Bench, count: u64) -> anyhow::Result<f64> {
     drop(ours);
     peer.wait()?;
     Ok(nanos)
+}
+
+/// The same with both processes on one CPU.
+pub fn near_trip(bench: &Bench, count: u64) -> anyhow::Result<f64> {
+    let own = Pid::from_raw(0);
+    let all = sched_getaffinity(own)?;
+    let mut one = CpuSet::new();
+    one.set(sched_getcpu()?)?;
+    // The peer inherits it.
+    sched_setaffinity(own, &one)?;
+    let nanos = round_trip(bench, count);
+    sched_setaffinity(own, &all)?;
+    nanos
 }
 
 /// The clock.

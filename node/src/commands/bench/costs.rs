@@ -1,6 +1,6 @@
 //! What the time of an operation in a node is made of.
 
-use super::calls::round_trip;
+use super::calls::{near_trip, round_trip};
 use super::setting::Bench;
 use super::stats::Spread;
 use crate::measured;
@@ -16,6 +16,8 @@ pub struct Counts {
     pub faults: f64,
     /// Requests to the deputy that were waited for.
     pub round_trips: f64,
+    /// Of these, with the deputy's thread on the CPU of who waited.
+    pub near_trips: f64,
     /// System calls that were served without an exit.
     pub exitless: f64,
 }
@@ -33,6 +35,7 @@ impl Counts {
             exits: sum("exits")?,
             faults: sum("faults")?,
             round_trips: sum("round_trips")?,
+            near_trips: sum("near_trips")?,
             exitless: sum("exitless_calls")?,
         })
     }
@@ -44,6 +47,7 @@ impl Counts {
             exits: less(self.exits, other.exits),
             faults: less(self.faults, other.faults),
             round_trips: less(self.round_trips, other.round_trips),
+            near_trips: less(self.near_trips, other.near_trips),
             exitless: less(self.exitless, other.exitless),
         }
     }
@@ -54,6 +58,7 @@ impl Counts {
             exits: self.exits / operations,
             faults: self.faults / operations,
             round_trips: self.round_trips / operations,
+            near_trips: self.near_trips / operations,
             exitless: self.exitless / operations,
         }
     }
@@ -66,18 +71,27 @@ pub struct Costs {
     pub exit: f64,
     /// A round trip over a Unix socket to another process: two wake-ups of a thread.
     pub round_trip: f64,
+    /// The same with both processes on one CPU.
+    pub near_trip: f64,
 }
 
 impl Costs {
     /// Measures both now, and takes the median of bare exits with `exits` that were measured before.
     pub fn measure(bench: &Bench, mut exits: Vec<f64>) -> anyhow::Result<Self> {
-        let mut round_trips = Vec::new();
+        let (mut round_trips, mut near_trips) = (Vec::new(), Vec::new());
         for _ in 0..bench.pick(5, 3) {
             exits.push(measured::bare_exit_nanos()?);
-            round_trips.push(round_trip(bench, bench.pick(2000, 1000))?);
+            let count = bench.pick(2000, 1000);
+            round_trips.push(round_trip(bench, count)?);
+            near_trips.push(near_trip(bench, count)?);
         }
         let median = |values: Vec<f64>| Spread::of(values).map_or(0.0, |spread| spread.median);
-        Ok(Self { exit: median(exits), round_trip: median(round_trips) })
+        Ok(Self { exit: median(exits), round_trip: median(round_trips), near_trip: median(near_trips) })
+    }
+
+    /// What the round trips among `counts` cost.
+    fn trips(&self, counts: &Counts) -> f64 {
+        (counts.round_trips - counts.near_trips) * self.round_trip + counts.near_trips * self.near_trip
     }
 
     /// In words, what an operation is made of that takes `node` nanoseconds in the node and `native`
@@ -99,11 +113,10 @@ impl Costs {
             parts.push(format!("{} calls without an exit", number(counts.exitless)));
         }
         if is_some(counts.round_trips) {
-            parts.push(format!(
-                "{} round trips home {}",
-                number(counts.round_trips),
-                share(counts.round_trips * self.round_trip)
-            ));
+            parts.push(format!("{} round trips home {}", number(counts.round_trips), share(self.trips(counts))));
+            if is_some(counts.near_trips) {
+                parts.push(format!("of these {} without another CPU", number(counts.near_trips)));
+            }
         }
         parts.push(format!("as native {}", share(native)));
         parts.join(", ")
@@ -113,13 +126,14 @@ impl Costs {
     pub fn total(&self, counts: &Counts) -> String {
         let seconds = |nanos: f64| nanos / 1e9;
         format!(
-            "{:.0} exits ({:.0} for faults), bare {:.3} s; {:.0} calls without; {:.0} round trips home, {:.3} s",
+            "{:.0} exits ({:.0} for faults), bare {:.3} s; {:.0} calls without; {:.0} round trips home, {:.0} of them without another CPU, {:.3} s",
             counts.exits,
             counts.faults,
             seconds(counts.exits * self.exit),
             counts.exitless,
             counts.round_trips,
-            seconds(counts.round_trips * self.round_trip)
+            counts.near_trips,
+            seconds(self.trips(counts))
         )
     }
 }
@@ -145,10 +159,13 @@ mod tests {
 
     #[test]
     fn parts_have_their_shares() {
-        let costs = Costs { exit: 20.0, round_trip: 30.0 };
-        let counts = Counts { exits: 2.0, faults: 0.0, round_trips: 1.0, exitless: 0.0 };
+        let costs = Costs { exit: 20.0, round_trip: 30.0, near_trip: 10.0 };
+        let counts = Counts { exits: 2.0, faults: 0.0, round_trips: 1.0, near_trips: 0.0, exitless: 0.0 };
         assert_eq!(costs.bound(&counts, 10.0, 100.0), "2.00 exits 40%, 1.00 round trips home 30%, as native 10%");
-        let counts = Counts { exits: 0.0001, faults: 0.0, round_trips: 0.0, exitless: 1.0 };
+        let near = Counts { near_trips: 0.5, ..counts };
+        let told = "2.00 exits 40%, 1.00 round trips home 20%, of these 0.50 without another CPU, as native 10%";
+        assert_eq!(costs.bound(&near, 10.0, 100.0), told);
+        let counts = Counts { exits: 0.0001, faults: 0.0, round_trips: 0.0, near_trips: 0.0, exitless: 1.0 };
         assert_eq!(costs.bound(&counts, 50.0, 100.0), "no exits, 1.00 calls without an exit, as native 50%");
     }
 
@@ -156,11 +173,14 @@ mod tests {
     fn counts_are_of_all_processes() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("told");
-        let one =
-            |n: u32| serde_json::json!({ "exits": n, "faults": n + 1, "round_trips": n + 2, "exitless_calls": n });
+        let one = |n: u32| {
+            serde_json::json!({
+                "exits": n, "faults": n + 1, "round_trips": n + 2, "near_trips": n, "exitless_calls": n,
+            })
+        };
         std::fs::write(&path, serde_json::json!({ "own": one(1), "children": one(10) }).to_string()).unwrap();
         let counts = Counts::read(&path).unwrap();
-        assert_eq!(counts, Counts { exits: 11.0, faults: 13.0, round_trips: 15.0, exitless: 11.0 });
+        assert_eq!(counts, Counts { exits: 11.0, faults: 13.0, round_trips: 15.0, near_trips: 11.0, exitless: 11.0 });
         assert_eq!(counts.less(&counts).over(2.0).exits, 0.0);
         std::fs::write(&path, "{}").unwrap();
         assert!(Counts::read(&path).is_err());

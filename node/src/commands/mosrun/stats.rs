@@ -54,6 +54,7 @@ fn as_text(command: &str, took: Duration, report: &Report) -> String {
         ("System calls forwarded home", used.forwarded_calls.to_string()),
         ("System calls without an exit", used.exitless_calls.to_string()),
         ("Round trips home", used.round_trips.to_string()),
+        ("Round trips without another CPU", used.near_trips.to_string()),
         ("Bytes sent home", used.bytes_sent.to_string()),
         ("Bytes received from home", used.bytes_received.to_string()),
         ("Exits from the guest", used.exits.to_string()),

@@ -61,6 +61,7 @@ pub fn serve(caller: &Caller, call: &PostedCall) -> Option<Answer> {
     if channel.is_in_call() || (row.may_block && !caller.thread.begin_call(channel.next_seq())) {
         return None;
     }
+    channel.ask_from(caller.thread.call_near());
     let memory = Present(&caller.space);
     if channel.begin_call_with(number, &arguments, blocked_bits(&caller.thread), flags, &memory).is_err() {
         // Nothing was sent, or the connection is lost: the thread finds out.

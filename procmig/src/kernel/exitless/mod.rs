@@ -62,6 +62,8 @@ pub struct Exitless {
     wanted: u32,
     /// Calls served when the poller was asked last.
     served: u64,
+    /// Calls served when it was last asked whether there are any.
+    seen: u64,
     /// Exits since then for calls that the thread had posted.
     missed: u64,
     /// The last run in the guest was short.
@@ -89,6 +91,7 @@ impl Default for Exitless {
             dense: 0,
             wanted: FEW,
             served: 0,
+            seen: 0,
             missed: 0,
             short_run: false,
             identities: Default::default(),
@@ -108,6 +111,13 @@ impl Exitless {
     /// Notes that the thread had to leave the guest to wait for its call.
     pub fn waited(&mut self) {
         self.missed += MISSES_OF_A_WAIT;
+    }
+
+    /// Whether the poller has answered calls since this was last asked, and looks for more.
+    pub fn is_in_use(&mut self) -> bool {
+        let Some(polled) = &self.polled else { return false };
+        let served = polled.served();
+        std::mem::replace(&mut self.seen, served) != served && polled.slot().is_armed()
     }
 
     /// Whether it was worth it to ask the poller the last time.

@@ -1,5 +1,6 @@
 //! The thread that looks for posted calls.
 
+use super::super::affinity::has_one_cpu;
 use super::super::lock;
 use super::{Caller, files, home, signals};
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
@@ -70,6 +71,20 @@ impl Polled {
     }
 }
 
+/// Keeps the calling thread on a CPU.
+fn bind(cpu: usize) -> bool {
+    let mut only = CpuSet::new();
+    only.set(cpu).is_ok() && sched_setaffinity(Pid::from_raw(0), &only).is_ok()
+}
+
+/// Has the calling thread run wherever the node may.
+fn unbind() {
+    if let Ok(all) = sched_getaffinity(Pid::from_raw(std::process::id() as i32)) {
+        // Where it is refused the poller runs where it is.
+        let _ = sched_setaffinity(Pid::from_raw(0), &all);
+    }
+}
+
 /// Serves a call; `None` if its thread must make it.
 fn serve(caller: &Caller, call: &PostedCall) -> Option<Answer> {
     if caller.thread.has_attention() || caller.thread.process.ending().is_some() {
@@ -109,7 +124,7 @@ impl Poller {
     /// Has a slot looked at from now on, until no calls come any more.
     pub fn ask(&self, polled: &Arc<Polled>) {
         // With one CPU it would take the time that it saves.
-        if std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1) || !self.is_started() {
+        if has_one_cpu() || !self.is_started() {
             return;
         }
         let mut state = lock(&self.shared.state);
@@ -196,7 +211,12 @@ impl Shared {
                 }
                 (state.slots.clone(), self.changes.load(Ordering::SeqCst))
             };
+            // Who answers for home comes to this CPU.
+            let bound = sched_getcpu().is_ok_and(bind);
             self.look_at(&slots, changes, &mut last);
+            if bound {
+                unbind();
+            }
         }
     }
 

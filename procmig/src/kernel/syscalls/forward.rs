@@ -85,6 +85,11 @@ fn perform(
     } else if interruptible && !guest.thread.begin_call(channel.next_seq()) {
         return without_file(Outcome::Restart(kind));
     }
+    if !begun {
+        // While the poller answers most of its calls its deputy's thread is there.
+        let near = if guest.exitless.is_in_use() { None } else { guest.thread.draw_near() };
+        channel.ask_from(near);
+    }
     let freezes = || interruptible && guest.process.freezer.is_wanted();
     let reply = {
         let memory = ProcessMemory::new(&guest.space, cpu);

@@ -29,7 +29,22 @@ fn cut(args: &[u64; 6]) -> [u64; 6] {
 }
 
 pub fn getaffinity(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Outcome {
-    forward::forward(guest, cpu, libc::SYS_sched_getaffinity as u32, &cut(args))
+    let mut args = cut(args);
+    // The deputy's thread of another may be bound at this moment.
+    let hidden = target(guest, args[0] as i32)
+        .filter(|other| !Arc::ptr_eq(other, &guest.thread))
+        .and_then(|other| other.hidden_affinity());
+    let Some(set) = hidden else { return forward::forward(guest, cpu, libc::SYS_sched_getaffinity as u32, &args) };
+    args[0] = 0;
+    let outcome = forward::forward(guest, cpu, libc::SYS_sched_getaffinity as u32, &args);
+    if let Outcome::Return(length @ 1..) = outcome {
+        let mut bytes = set.to_bytes();
+        bytes.resize(length as usize, 0);
+        if let Err(errno) = guest.with_memory(cpu, |memory| memory.write(GuestVirtAddr(args[2]), &bytes)) {
+            return Err(errno).into();
+        }
+    }
+    outcome
 }
 
 /// Home's kernel checks the set and keeps it; the threads' host threads run by it.
