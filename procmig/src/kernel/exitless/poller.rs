@@ -13,6 +13,8 @@ use vmm::call_slot::{Answer, CallSlot, PostedCall};
 /// How long the poller looks on after the last call. When it was asked for it may be awake just after its
 /// thread has lost patience: it must outlast the call that this one then makes itself.
 const LINGER: Duration = Duration::from_micros(200);
+/// After so long without a call others are let run on the poller's CPU.
+const YIELDING: Duration = Duration::from_micros(10);
 /// Looks between two of the clock.
 const LOOKS: u32 = 32;
 
@@ -231,7 +233,16 @@ impl Shared {
                 }
             }
             looks += 1;
-            if looks % LOOKS == 0 && last.elapsed() > LINGER {
+            std::hint::spin_loop();
+            if looks % LOOKS != 0 {
+                continue;
+            }
+            let idle = last.elapsed();
+            if idle > YIELDING {
+                // Perhaps it is somebody on this very CPU who is to bring about the next call.
+                std::thread::yield_now();
+            }
+            if idle > LINGER {
                 self.cpu.store(sched_getcpu().unwrap_or(usize::MAX), Ordering::Relaxed);
                 let mut state = lock(&self.state);
                 for polled in state.slots.drain(..) {
@@ -239,7 +250,6 @@ impl Shared {
                 }
                 return;
             }
-            std::hint::spin_loop();
         }
     }
 }
