@@ -3,7 +3,7 @@
 use super::setting::Bench;
 use super::stats::Spread;
 use crate::table::{Align, Table};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Something that can be measured.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub enum Goal {
 }
 
 /// What was measured.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Outcome {
     /// What Skein is compared with: native, or the parts that a call is made of.
     pub peer: Option<Spread>,

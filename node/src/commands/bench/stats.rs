@@ -1,9 +1,9 @@
 //! Medians, lowest tenths and spreads.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The middle of several values, and how far they spread.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// The median.
     pub median: f64,
