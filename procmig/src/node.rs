@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
@@ -59,6 +60,12 @@ pub fn serve(config: NodeConfig) -> Result<(), NodeError> {
     let started = Instant::now();
     let NodeConfig { name, memory, listener, ready } = config;
     let made = start(name, memory);
+    if let (Ok(kernel), Ok(own)) = (&made, listener.local_addr())
+        && let Some(directory) = own.as_pathname().and_then(Path::parent)
+        && let Err(error) = kernel.neighbours.settle(directory)
+    {
+        tracing::warn!(%error, "the processes of this node cannot be seen from others, nor theirs from here");
+    }
     let line = match &made {
         Ok(_) => "ready\n".to_owned(),
         Err(error) => format!("error: {}\n", crate::chain(error)),
@@ -177,6 +184,10 @@ fn converse(
                     tracing::warn!(error = %crate::chain(&error), home = about.home_name, "a link with another host");
                 }
                 return Ok(());
+            }
+            NodeRequest::Inquire(inquiry) => {
+                frame::send(&connection, &NodeReply::Told(kernel.answer(&inquiry)), &[])?;
+                continue;
             }
             NodeRequest::Status => NodeReply::Status(status(kernel, start_micros)),
             NodeRequest::Processes => {

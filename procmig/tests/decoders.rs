@@ -18,6 +18,7 @@ use procmig::wire::bytes::Bytes;
 use procmig::wire::call::ReplyHeader;
 use procmig::wire::control::{Attach, Ids, Link, NodeReply, NodeRequest, SigInfo, ToDeputy, ToNode};
 use procmig::wire::frame;
+use procmig::wire::inquiry::{File, Inquiry, Told};
 use procmig::wire::link::{LinkReply, RemoteAttach};
 use procmig::wire::op::{Disposition, LentFile, Op};
 use procmig::wire::sealed::{Cipher, DirectionKeys, StreamKeys};
@@ -141,11 +142,16 @@ fn a_damaged_message_is_an_error_at_worst() {
     let keys = StreamKeys { send: keys(1), receive: keys(2) };
     let link = Link { keys, home: [3; 16], home_name: "home".into() };
     let lent = LentFile { file: 3, is_fresh: false, path: b"/bin/true".to_vec(), head: Bytes(vec![1; 60]) };
+    let caller = Ids { uid: 1, euid: 2, gid: 3, egid: 4 };
+    let inquiry = NodeRequest::Inquire(Inquiry::File { pid: 7, thread: Some(8), file: File::Status, caller });
     let framed = |kind: u8, bytes: Vec<u8>| [&[kind][..], &bytes].concat();
     let op = |op: &Op| framed(4, postcard::to_stdvec(op).expect("an operation"));
     let seeds = [
         framed(0, frame::encode(&NodeRequest::Attach(Box::new(attach))).expect("a request")),
         framed(0, frame::encode(&NodeRequest::Stop { force: true }).expect("a request")),
+        framed(0, frame::encode(&inquiry).expect("a request")),
+        framed(1, frame::encode(&NodeReply::Told(Told::Figures(Box::default()))).expect("a reply")),
+        framed(1, frame::encode(&NodeReply::Told(Told::Bytes(Bytes(vec![3; 30])))).expect("a reply")),
         framed(1, frame::encode(&NodeReply::Refused("no".into())).expect("a reply")),
         framed(2, frame::encode(&ToDeputy::Trace("line".into())).expect("a message")),
         framed(2, frame::encode(&ToDeputy::Cancel { tid: 7, seq: 9 }).expect("a message")),

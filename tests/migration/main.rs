@@ -5,6 +5,7 @@ mod faults;
 mod hostile;
 mod refusals;
 mod sample;
+mod views;
 mod wandering;
 
 use skein_tests::home::Host;

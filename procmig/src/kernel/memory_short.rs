@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 /// How long memory that is about to be free is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the memory of ended processes is waited for where it must not be seen, which takes some hundred
+/// microseconds.
+pub const LINGER: Duration = Duration::from_millis(50);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(1);
 

@@ -18,9 +18,11 @@ pub mod guest;
 pub mod handed;
 pub mod host_thread;
 mod housekeeping;
+pub mod inquiries;
 pub mod links;
 pub mod memory_short;
 mod near;
+pub mod neighbours;
 pub mod pool;
 mod proc_files;
 pub mod process;
@@ -41,7 +43,7 @@ use crate::mm::segments::Segments;
 use crate::signal::frame::FpuLayout;
 use crate::wire::usage::Usage;
 use nix::errno::Errno;
-use process::Process;
+use process::{Presence, Process};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -57,6 +59,10 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Most refusals that are remembered; what comes after them is not logged: a guest must not fill the disk.
 const MAX_REFUSALS: usize = 4096;
+
+/// Ended processes that are kept for their parents before it is looked whether those are still there, and at most.
+const FEW_ENDED: usize = 1024;
+const MAX_ENDED: usize = 64 << 10;
 
 /// Why a node's kernel cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +121,8 @@ pub struct Kernel {
     pub hwcap2: u64,
     /// Links with other hosts.
     pub links: links::Links,
+    /// The other nodes of this host.
+    pub neighbours: neighbours::Neighbours,
     /// By the number of their home, 0 for this host, and PID there.
     processes: Mutex<HashMap<(u32, i32), Arc<Process>>>,
     ended: Mutex<HashMap<(u32, i32), Ended>>,
@@ -156,6 +164,7 @@ impl Kernel {
             // Bit 1: programs may use `wrfsbase` and its kin.
             hwcap2: u64::from(std::arch::x86_64::__cpuid_count(7, 0).ebx & 1) << 1,
             links: links::Links::default(),
+            neighbours: neighbours::Neighbours::default(),
             processes: Mutex::default(),
             ended: Mutex::default(),
             arrivals: Arrivals::default(),
@@ -191,6 +200,9 @@ impl Kernel {
             std::collections::hash_map::Entry::Occupied(_) => Err(Errno::EEXIST),
             std::collections::hash_map::Entry::Vacant(place) => {
                 place.insert(process.clone());
+                if process.home() == 0 {
+                    self.neighbours.note(process.pid);
+                }
                 Ok(())
             }
         }
@@ -205,16 +217,32 @@ impl Kernel {
         }
     }
 
-    /// Keeps what a process has used for its parent, if that is a guest of this node that will wait.
+    /// Keeps what a process has used for its parent, if that is a guest that will wait, here or in another node of
+    /// this host.
     pub fn keep_usage(&self, process: &Process) {
+        if process.presence() != Presence::Here {
+            // It goes on elsewhere.
+            return;
+        }
         let parent = process.parent;
         let home = process.home();
-        let has_parent = self.process_of(home, parent).is_some_and(|parent| parent.waits_for_children());
+        let has_parent = match self.process_of(home, parent).filter(|parent| parent.presence() == Presence::Here) {
+            Some(parent) => parent.waits_for_children(),
+            None => home == 0 && self.neighbours.elsewhere(parent).is_some(),
+        };
         let mut usage = process.usage();
         usage.add(&process.children_usage());
         let mut ended = lock(&self.ended);
         // Its own children have another parent now.
         ended.retain(|(of, _), child| (*of, child.parent) != (home, process.pid));
+        if ended.len() >= FEW_ENDED {
+            // Parents at other nodes may have ended without a word.
+            let is_there = |pid: i32| home_has(pid);
+            ended.retain(|(of, _), child| *of != 0 || is_there(child.parent));
+        }
+        if ended.len() >= MAX_ENDED {
+            return;
+        }
         if has_parent {
             ended.insert((home, process.pid), Ended { parent, usage });
         }
@@ -255,6 +283,11 @@ impl Kernel {
         }
         true
     }
+}
+
+/// Whether this host has a process with this PID.
+fn home_has(pid: i32) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}")).exists()
 }
 
 /// XCR0 as guests have it, and the bytes of its state in the standard format.

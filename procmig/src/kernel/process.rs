@@ -12,6 +12,7 @@ use crate::signal::pending::PendingSignals;
 use crate::signal::set::{DefaultAction, FIRST_REALTIME, SignalSet, default_action};
 use crate::wire::control::{Ids, ProcessStatus, SigInfo, ToDeputy};
 use crate::wire::frame::{self, FrameError};
+pub use crate::wire::inquiry::StackPlaces;
 use crate::wire::link::LinkId;
 use crate::wire::stream::{Receiving, Sending, Stream};
 use crate::wire::usage::Usage;
@@ -37,6 +38,17 @@ pub enum Ending {
     Signal(i32),
     /// Its deputy is gone: there is nobody to tell.
     Lost,
+}
+
+/// Whether a process is a node's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// It runs here, or has ended here.
+    Here,
+    /// It may come here.
+    Arriving,
+    /// It has gone to another node.
+    Gone,
 }
 
 /// A `struct kernel_sigaction`.
@@ -80,17 +92,6 @@ impl ProcessSignals {
             _ => false,
         }
     }
-}
-
-/// What lies where on a program's first stack: first address and the one after the last.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct StackPlaces {
-    /// The first stack pointer.
-    pub stack: u64,
-    /// The arguments' strings.
-    pub arguments: (u64, u64),
-    /// The environment's strings.
-    pub environment: (u64, u64),
 }
 
 /// What a process is called and may use.
@@ -237,6 +238,7 @@ pub struct Process {
     relay_token: AtomicU64,
     /// How often it has changed its node.
     pub epoch: AtomicU32,
+    presence: Mutex<Presence>,
     /// What the deputy has said of a migration, until somebody takes it.
     verdict: Mutex<Option<Verdict>>,
     verdict_changed: Condvar,
@@ -288,9 +290,20 @@ impl Process {
             home_signals: AtomicU64::new(0),
             relay_token: AtomicU64::new(u64::MAX),
             epoch: AtomicU32::new(0),
+            presence: Mutex::new(Presence::Here),
             verdict: Mutex::default(),
             verdict_changed: Condvar::new(),
         })
+    }
+
+    /// Whether it is this node's.
+    pub fn presence(&self) -> Presence {
+        *lock(&self.presence)
+    }
+
+    /// Sets it.
+    pub fn set_presence(&self, presence: Presence) {
+        *lock(&self.presence) = presence;
     }
 
     /// The address space, until the process has ended.

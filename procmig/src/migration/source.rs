@@ -10,7 +10,7 @@ use crate::kernel::Kernel;
 use crate::kernel::descriptors::Change;
 use crate::kernel::freeze::{FreezeError, Frozen};
 use crate::kernel::lock;
-use crate::kernel::process::{Ending, Process, Verdict};
+use crate::kernel::process::{Ending, Presence, Process, Verdict};
 use crate::mm::AddressSpace;
 use crate::mm::image::{DescribeError, Description, PrivatePage, Stretch};
 use crate::wire::control::{Commit, HandOver, MAX_MESSAGE, Migrate, NodeRequest, ToDeputy, VERSION, Way};
@@ -181,7 +181,9 @@ pub fn migrate(
 ) -> Result<Record, MigrateError> {
     let started = Instant::now();
     let home = order.home.map_or(Some(0), |home| kernel.links.home(&home));
-    let process = home.and_then(|home| kernel.process_of(home, order.pid)).ok_or(MigrateError::NoProcess(order.pid))?;
+    let process = home.and_then(|home| kernel.process_of(home, order.pid));
+    let process = process.filter(|process| process.presence() == Presence::Here);
+    let process = process.ok_or(MigrateError::NoProcess(order.pid))?;
     let space = check(kernel, &process)?;
     if order.host.is_some() {
         describe(&process, &space)?.leave_home().map_err(|error| bound(&process, error))?;
@@ -238,6 +240,10 @@ pub fn migrate(
         Err(error) => {
             // A target that does not hear it finds the connection closed.
             let _ = link.send(&FromSource::Abandoned, &[]);
+            // The target may have said that it is there.
+            if process.home() == 0 {
+                kernel.neighbours.note(process.pid);
+            }
             Err(error)
         }
     }
@@ -492,6 +498,7 @@ impl Copy<'_> {
             Some(Verdict::Moved) => {
                 // It is gone, whatever happens here.
                 let _ = faults::at(Step::SourceMoved);
+                process.set_presence(Presence::Gone);
                 process.begin_exit(Ending::Lost);
                 Ok(())
             }

@@ -12,7 +12,7 @@ use crate::kernel::group::Group;
 use crate::kernel::guest::{Again, GuestThread, Start};
 use crate::kernel::links::Link;
 use crate::kernel::pool::Worker;
-use crate::kernel::process::{Action, Ending, Identity, Process, ProcessSignals, StackPlaces};
+use crate::kernel::process::{Action, Ending, Identity, Presence, Process, ProcessSignals, StackPlaces};
 use crate::kernel::thread::ThreadSignals;
 use crate::kernel::timers::ProcessTimers;
 use crate::kernel::{Kernel, lock};
@@ -417,6 +417,7 @@ impl Hold<'_> {
                     return Err(ReceiveError::Wrong("it needs memory of another host"));
                 }
                 ObjectImage::Segment { id, writable } => {
+                    kernel.expect_segment(*id);
                     kernel.segments.object(*id, *writable).map_err(ReceiveError::Refused)?
                 }
                 ObjectImage::Memory => {
@@ -577,6 +578,7 @@ fn process(
     process.remote.continue_from(image.relayed);
     process.report.store(image.report, Ordering::Relaxed);
     process.epoch.store(image.epoch, Ordering::SeqCst);
+    process.set_presence(Presence::Arriving);
     if image.stopped {
         process.stop();
     }
@@ -632,6 +634,7 @@ impl Arrival {
         self.process.set_control(control);
         // It is this node's, whatever happens here.
         let _ = faults::at(Step::TargetRun);
+        self.process.set_presence(Presence::Here);
         let kernel = self.process.kernel.clone();
         if let Err(error) = kernel.relay.add(&self.process) {
             tracing::error!(pid = self.process.pid, %error, "a deputy's control connection");

@@ -4,6 +4,7 @@ use super::object::{PageObject, Source};
 use super::regions::{Backing, Region};
 use super::shared::{Origin, Segment, SharedPages};
 use super::space::{AddressSpace, MapRequest};
+use crate::wire::inquiry::LastUse;
 use nix::errno::Errno;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -21,7 +22,7 @@ struct Known {
     /// By identifier, and whether they may be written.
     objects: HashMap<(i32, bool), Weak<PageObject>>,
     /// Which process of this node has attached or detached a segment last.
-    last: HashMap<i32, i32>,
+    last: HashMap<i32, LastUse>,
 }
 
 /// A segment that a process has attached.
@@ -66,21 +67,42 @@ impl Segments {
 
     /// Notes that a process has attached or detached a segment.
     pub fn note(&self, id: i32, pid: i32) {
+        self.note_last(id, LastUse { pid, at: now() });
+    }
+
+    /// Notes who was the last to do so, as known elsewhere.
+    pub fn note_last(&self, id: i32, by: LastUse) {
         let mut known = self.known();
         let Known { objects, last } = &mut *known;
         last.retain(|id, _| {
             [true, false].iter().any(|&w| objects.get(&(*id, w)).is_some_and(|object| object.strong_count() > 0))
         });
-        last.insert(id, pid);
+        last.insert(id, by);
     }
 
     /// How often this node itself has a segment attached, which is not to be seen, and which of its
     /// processes has attached or detached it last.
-    pub fn own_use(&self, id: i32) -> (usize, Option<i32>) {
+    pub fn own_use(&self, id: i32) -> (usize, Option<LastUse>) {
         let known = self.known();
         let attached = [true, false].iter().any(|&writable| known.objects.contains_key(&(id, writable)));
         (if attached { own_mappings(id) } else { 0 }, known.last.get(&id).copied())
     }
+}
+
+/// The host's monotonic clock in nanoseconds, the same for all nodes.
+fn now() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from);
+    now.map_or(0, |now| now.as_nanos() as u64)
+}
+
+/// Which process has attached or detached a segment last, as home's kernel says.
+pub fn last_user(id: i32) -> Option<i32> {
+    // SAFETY: the structure is plain data, which the kernel fills.
+    let (found, about) = unsafe {
+        let mut about: libc::shmid_ds = std::mem::zeroed();
+        (libc::shmctl(id, libc::IPC_STAT, &mut about), about)
+    };
+    (found == 0).then_some(about.shm_lpid).filter(|&pid| pid > 0)
 }
 
 /// How often this process has a segment mapped. The kernel is asked, for it may join windows.

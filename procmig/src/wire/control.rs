@@ -8,6 +8,7 @@
 
 use super::bytes::Bytes;
 use super::call::SIGINFO_SIZE;
+use super::inquiry::{Inquiry, Told};
 use super::link::{ConnectionId, LinkId};
 use super::sealed::StreamKeys;
 use super::usage::Usage;
@@ -57,6 +58,8 @@ pub enum NodeRequest {
     /// From `skeind`: a connection with another host, which the message passes, is the [link](super::link) of a
     /// program of that host. The connection with the node stays open until the link ends; nothing more is said on it.
     Link(Box<Link>),
+    /// From another node of the host. Answered by [`NodeReply::Told`].
+    Inquire(Inquiry),
 }
 
 /// What a node must know of the link of a program of another host.
@@ -185,6 +188,8 @@ pub enum NodeReply {
     Done,
     /// It was not done; a sentence that says why and what to do.
     Refused(String),
+    /// To [`NodeRequest::Inquire`]. Its frame may be of [`MAX_TOLD`](super::inquiry::MAX_TOLD) bytes.
+    Told(Told),
 }
 
 /// The state of a node.

@@ -15,6 +15,7 @@ pub mod call;
 pub mod control;
 pub mod file_kind;
 pub mod frame;
+pub mod inquiry;
 pub mod link;
 pub mod op;
 pub mod sealed;

@@ -1,77 +1,21 @@
 //! What the node knows of a process for the texts of `/proc`.
 
 use crate::kernel::lock;
-use crate::kernel::process::{IGNORE, Process, StackPlaces};
+use crate::kernel::process::{IGNORE, Process};
 use crate::kernel::thread::Thread;
 use crate::mm::{Backing, Protection, Region, RegionFlags};
-use crate::signal::set::SignalSet;
-use crate::wire::usage::Usage;
+use crate::wire::inquiry::{Figures, Sizes};
 
 /// Bytes of a stack that are taken to be in use.
 const TOUCHED_STACK: u64 = 128 << 10;
 
-/// Sizes of an address space in bytes.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Sizes {
-    /// All areas.
-    pub total: u64,
-    /// What is in memory.
-    pub resident: u64,
-    /// The most that was seen there.
-    pub peak_resident: u64,
-    /// Of what is in memory, that of no file.
-    pub anonymous: u64,
-    /// Locked.
-    pub locked: u64,
-    /// Private and writable.
-    pub data: u64,
-    /// The first thread's stack.
-    pub stack: u64,
-    /// Executable, not writable.
-    pub executable: u64,
-    /// The program's own part of that: first address and the one after the last.
-    pub code: (u64, u64),
-    /// The program's writable part.
-    pub initialized: (u64, u64),
-    /// Where the heap starts; 0 without one.
-    pub heap: u64,
-}
-
-/// All of it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Figures {
-    /// `R`, `S` or `T`; where home knows it, nothing.
-    pub state: Option<char>,
-    /// Threads.
-    pub threads: usize,
-    /// What the process has used, or the thread.
-    pub usage: Usage,
-    /// What children have used that were waited for.
-    pub children: Usage,
-    /// Memory.
-    pub sizes: Sizes,
-    /// Waiting signals of the thread.
-    pub pending: SignalSet,
-    /// Waiting signals of the process.
-    pub shared_pending: SignalSet,
-    /// Blocked by the thread.
-    pub blocked: SignalSet,
-    /// Ignored.
-    pub ignored: SignalSet,
-    /// With a handler.
-    pub caught: SignalSet,
-    /// `RLIMIT_RSS`
-    pub resident_limit: u64,
-    /// What lies on the stack.
-    pub places: StackPlaces,
-}
-
-/// Of a process, as seen by the thread `caller`; `thread` is the one that is asked about, and `alone`
-/// says that its own CPU time is meant.
-pub(super) fn of(process: &Process, thread: Option<&Thread>, alone: bool, caller: &Thread) -> Figures {
+/// Of a process, as seen by the thread `caller`, if that is of this node; `thread` is the one that is asked
+/// about, and `alone` says that its own CPU time is meant.
+pub(super) fn of(process: &Process, thread: Option<&Thread>, alone: bool, caller: Option<&Thread>) -> Figures {
     let mut figures = Figures {
         state: thread.and_then(|thread| state(process, thread, caller)),
-        threads: process.threads().len(),
+        threads: process.threads().len() as u64,
+        shows_addresses: true,
         usage: thread.filter(|_| alone).map_or_else(|| process.usage(), Thread::usage),
         children: process.children_usage(),
         ..Figures::default()
@@ -106,8 +50,8 @@ pub(super) fn of(process: &Process, thread: Option<&Thread>, alone: bool, caller
 
 /// A thread that is not in the guest waits for home, or in the personality: then its thread of the
 /// deputy sleeps too, and home knows.
-fn state(process: &Process, thread: &Thread, caller: &Thread) -> Option<char> {
-    if std::ptr::eq(thread, caller) {
+fn state(process: &Process, thread: &Thread, caller: Option<&Thread>) -> Option<char> {
+    if caller.is_some_and(|caller| std::ptr::eq(thread, caller)) {
         Some('R')
     } else if process.is_stopped() {
         Some('T')
@@ -146,7 +90,7 @@ fn sizes(regions: &[Region], resident: u64, program: &str) -> Sizes {
         }
         if &*region.name == program {
             if region.protection.contains(Protection::EXECUTE) {
-                widen(&mut sizes.code, region);
+                widen(&mut sizes.code_at, region);
             } else if writable {
                 widen(&mut sizes.initialized, region);
             }
@@ -155,6 +99,7 @@ fn sizes(regions: &[Region], resident: u64, program: &str) -> Sizes {
             sizes.heap = region.start;
         }
     }
+    sizes.code = sizes.code_at.1 - sizes.code_at.0;
     sizes.anonymous = resident.min(anonymous);
     sizes
 }
@@ -194,7 +139,8 @@ mod tests {
                 data: 6 << 12,
                 stack: 6 << 12,
                 executable: 8 << 12,
-                code: (2 << 12, 5 << 12),
+                code: 3 << 12,
+                code_at: (2 << 12, 5 << 12),
                 initialized: (5 << 12, 7 << 12),
                 heap: 7 << 12,
             }

@@ -4,19 +4,21 @@ mod figures;
 mod limits;
 mod maps;
 mod path;
+mod tell;
 mod texts;
 
+pub(super) use tell::{Target, Viewer, strings, tell};
+
 use super::guest::{GuestThread, Lost, failure};
+use super::inquiries::Found;
 use super::lock;
-use super::process::Process;
 use super::syscalls::{Outcome, forward_with_path};
-use super::thread::Thread;
-use crate::mm::ProcessMemory;
 use crate::usermem::UserMemory;
+use crate::wire::bytes::Bytes;
+use crate::wire::inquiry::{Figures, File, Inquiry, Told};
 use crate::wire::op::Op;
 use nix::errno::Errno;
-use path::{File, Whose};
-use std::sync::Arc;
+use path::{Meant, Whose};
 use vmm::addr::GuestVirtAddr;
 use vmm::user_cpu::UserCpu;
 
@@ -24,9 +26,6 @@ use vmm::user_cpu::UserCpu;
 const MAX_PATH: usize = 4096;
 /// Most bytes of home's texts.
 const MAX_TEXT: u32 = 64 << 10;
-/// Most bytes of arguments or environment that are shown, more than a program can be given.
-const MAX_STRINGS: u64 = 8 << 20;
-
 /// What a call wants of a path.
 enum Wish {
     /// To open it with these flags.
@@ -37,21 +36,13 @@ enum Wish {
     Look,
 }
 
-/// A process's file that a path means.
-struct Target {
-    process: Arc<Process>,
-    /// The thread that is asked about, unless it has ended.
-    thread: Option<Arc<Thread>>,
-    /// That thread alone is meant.
-    alone: bool,
-    file: File,
-}
-
-/// The program's path, if `path` is the link to it of a process in this node.
-pub fn own_executable(guest: &GuestThread, path: &[u8]) -> Option<Vec<u8>> {
-    let target = find(guest, path)?;
-    let allowed = target.file == File::Executable && may_inspect(guest, &target.process);
-    allowed.then(|| lock(&target.process.identity).executable.clone())
+/// The program's path, if `path` is the link to it of a process in a node of this host.
+pub fn own_executable(guest: &mut GuestThread, cpu: &mut UserCpu, path: &[u8]) -> Option<Vec<u8>> {
+    let meant = path::parse(path).filter(|meant| meant.file == File::Executable)?;
+    match told(guest, cpu, meant)? {
+        Told::Path(program) => Some(program),
+        _ => None,
+    }
 }
 
 /// Serves a call with a path that means such a file; `None` for every other.
@@ -69,9 +60,9 @@ pub fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: i64, args: &[u64; 6
         }
         memory.read_string(GuestVirtAddr(at), MAX_PATH).ok()
     })?;
-    let target = find(guest, &path)?;
+    let meant = path::parse(&path)?;
     let wish = wish(guest, cpu, nr, args)?;
-    let executable = target.file == File::Executable;
+    let executable = meant.file == File::Executable;
     match wish {
         // A link to be opened as one, or what a text cannot be: home knows what to say.
         Wish::Open(flags) if flags & (libc::O_PATH | libc::O_DIRECTORY) as u64 != 0 && !executable => return None,
@@ -79,19 +70,18 @@ pub fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: i64, args: &[u64; 6
         Wish::ReadLink(..) | Wish::Look if !executable => return None,
         _ => {}
     }
-    let secret = matches!(target.file, File::Executable | File::Maps | File::Auxiliary | File::Environment);
-    if secret && !may_inspect(guest, &target.process) {
-        return Some(Outcome::Return(failure(Errno::EACCES)));
-    }
-    if executable {
-        let program = lock(&target.process.identity).executable.clone();
+    let told = match told(guest, cpu, meant)? {
+        Told::Refused(errno) => return Some(Outcome::Return(failure(Errno::from_raw(errno)))),
+        told => told,
+    };
+    if let Told::Path(program) = told {
         return Some(match wish {
             Wish::ReadLink(buffer, size) => read_link(guest, cpu, &program, buffer, size),
             _ => forward_with_path(guest, cpu, nr as u32, args, (at, program)),
         });
     }
     let Wish::Open(flags) = wish else { return None };
-    Some(match open(guest, cpu, &target, &path, flags) {
+    Some(match open(guest, meant.file, told, &path, flags) {
         Ok(Ok(descriptor)) => Outcome::Return(descriptor),
         Ok(Err(errno)) => Outcome::Return(failure(errno)),
         Err(Lost) => Outcome::End,
@@ -121,44 +111,30 @@ fn wish(guest: &GuestThread, cpu: &mut UserCpu, nr: i64, args: &[u64; 6]) -> Opt
     }
 }
 
-/// Finds the process and thread that a path means.
-fn find(guest: &GuestThread, path: &[u8]) -> Option<Target> {
-    let meant = path::parse(path)?;
-    let process = match meant.whose {
-        Whose::Own | Whose::OwnThread => guest.process.clone(),
-        Whose::Process(pid) if pid == guest.process.pid => guest.process.clone(),
-        Whose::Process(pid) => guest.kernel().process_of(guest.process.home(), pid)?,
+/// What the node says of the process that a path means; `None` if no node of this host knows it.
+fn told(guest: &mut GuestThread, cpu: &mut UserCpu, meant: Meant) -> Option<Told> {
+    let Meant { whose, thread, file } = meant;
+    let caller = guest.process.clone();
+    let ids = lock(&caller.identity).ids;
+    let process = match whose {
+        Whose::Own | Whose::OwnThread => caller.clone(),
+        Whose::Process(pid) if pid == caller.pid => caller.clone(),
+        // Another host's processes are looked for where they would be asked about as own ones only.
+        Whose::Process(pid) if caller.is_remote() => guest.kernel().process_of(caller.home(), pid)?,
+        Whose::Process(pid) => match guest.kernel().find(pid, || Inquiry::File { pid, thread, file, caller: ids })? {
+            Found::Here(process) => process,
+            Found::There(told) => return Some(told),
+        },
     };
-    let thread = match (meant.whose, meant.thread) {
-        // A thread that is not there is not found at home either, or is none of the guest's.
-        (_, Some(tid)) => Some(process.thread(tid)?),
-        (Whose::OwnThread, None) => Some(guest.thread.clone()),
-        (_, None) => process.thread(process.pid),
-    };
-    let alone = meant.thread.is_some() || meant.whose == Whose::OwnThread;
-    Some(Target { process, thread, alone, file: meant.file })
-}
-
-/// Whether Linux would show the caller another process's addresses (`PTRACE_MODE_READ`).
-fn may_inspect(guest: &GuestThread, process: &Arc<Process>) -> bool {
-    if Arc::ptr_eq(&guest.process, process) {
-        return true;
-    }
-    let caller = lock(&guest.process.identity).ids;
-    let other = lock(&process.identity).ids;
-    let same = [other.uid, other.euid] == [caller.uid; 2] && [other.gid, other.egid] == [caller.gid; 2];
-    same || caller.euid == 0
+    let thread = if whose == Whose::OwnThread { thread.or(Some(guest.thread.tid())) } else { thread };
+    let target = Target::new(process.clone(), thread, file)?;
+    let viewer = Viewer { ids, here: Some((&caller, &guest.thread)) };
+    Some(tell(&target, &viewer, || Ok(Bytes(strings(cpu, &process, file)))))
 }
 
 /// Opens a file of the node's making.
-fn open(
-    guest: &mut GuestThread,
-    cpu: &mut UserCpu,
-    target: &Target,
-    path: &[u8],
-    flags: u64,
-) -> Result<Result<i64, Errno>, Lost> {
-    let content = match content(guest, cpu, target, path)? {
+fn open(guest: &mut GuestThread, file: File, told: Told, path: &[u8], flags: u64) -> Result<Result<i64, Errno>, Lost> {
+    let content = match content(guest, file, told, path)? {
         // All of them are read-only.
         Ok(_) if flags & libc::O_ACCMODE as u64 != libc::O_RDONLY as u64 => return Ok(Err(Errno::EACCES)),
         Ok(content) => content,
@@ -169,70 +145,28 @@ fn open(
     Ok(Ok(reply.ret))
 }
 
-fn content(
-    guest: &mut GuestThread,
-    cpu: &mut UserCpu,
-    target: &Target,
-    path: &[u8],
-) -> Result<Result<Vec<u8>, Errno>, Lost> {
-    let process = &target.process;
-    let places = lock(&process.identity).places;
-    let figures = |guest: &GuestThread| figures::of(process, target.thread.as_deref(), target.alone, &guest.thread);
-    Ok(Ok(match target.file {
-        File::Maps => process.space().map_or(Vec::new(), |space| maps::maps(&space.regions())),
-        File::Auxiliary => lock(&process.identity).auxiliary.clone(),
-        File::Environment => strings(cpu, process, places.environment),
-        File::CommandLine => command_line(cpu, process),
-        File::StatM => texts::statm(&figures(guest)),
-        File::Limits => {
-            let reply = guest.op(&Op::ReadFile { path: path.to_vec(), limit: MAX_TEXT })?;
-            if reply.ret < 0 {
-                return Ok(Err(Errno::from_raw(-reply.ret as i32)));
-            }
-            let kept = lock(&process.identity).limits.clone();
-            limits::text(&reply.payload, |resource| kept.get(&resource).copied())
-        }
-        File::Status | File::Stat => {
-            let reply = guest.op(&Op::ReadFile { path: path.to_vec(), limit: MAX_TEXT })?;
-            if reply.ret < 0 {
-                return Ok(Err(Errno::from_raw(-reply.ret as i32)));
-            }
-            let figures = figures(guest);
-            if target.file == File::Status {
-                texts::status(&reply.payload, &figures)
-            } else {
-                texts::stat(&reply.payload, &figures, may_inspect(guest, process))
-            }
-        }
-        // It would be the deputy's.
-        File::Memory => return Ok(Err(Errno::EACCES)),
-        File::Pages | File::Executable => return Ok(Err(Errno::ENOENT)),
+/// What a file holds: what the process's node says, in home's text where that knows the rest.
+fn content(guest: &mut GuestThread, file: File, told: Told, path: &[u8]) -> Result<Result<Vec<u8>, Errno>, Lost> {
+    let (figures, kept) = match told {
+        Told::Bytes(bytes) => return Ok(Ok(bytes.0)),
+        Told::Figures(figures) if file == File::StatM => return Ok(Ok(texts::statm(&figures))),
+        Told::Figures(figures) => (*figures, Vec::new()),
+        Told::Limits(kept) => (Figures::default(), kept),
+        // Another node may say anything.
+        _ => return Ok(Err(Errno::EIO)),
+    };
+    let reply = guest.op(&Op::ReadFile { path: path.to_vec(), limit: MAX_TEXT })?;
+    if reply.ret < 0 {
+        return Ok(Err(Errno::from_raw(-reply.ret as i32)));
+    }
+    Ok(Ok(match file {
+        File::Status => texts::status(&reply.payload, &figures),
+        File::Stat => texts::stat(&reply.payload, &figures),
+        _ => limits::text(&reply.payload, |resource| {
+            let limit = kept.iter().find(|&&(number, _, _)| number == resource);
+            limit.map(|&(_, soft, hard)| (soft, hard))
+        }),
     }))
-}
-
-/// Bytes of a process's stack; as many as there are.
-fn strings(cpu: &mut UserCpu, process: &Process, (start, end): (u64, u64)) -> Vec<u8> {
-    let Some(space) = process.space() else { return Vec::new() };
-    let mut bytes = vec![0; end.saturating_sub(start).min(MAX_STRINGS) as usize];
-    match ProcessMemory::new(&space, cpu).read(GuestVirtAddr(start), &mut bytes) {
-        Ok(()) => bytes,
-        Err(_) => Vec::new(),
-    }
-}
-
-/// As Linux: the arguments as they are now. A program that wrote a title over them, beyond their end,
-/// shows the title.
-fn command_line(cpu: &mut UserCpu, process: &Process) -> Vec<u8> {
-    let places = lock(&process.identity).places;
-    let arguments = strings(cpu, process, places.arguments);
-    if arguments.last().is_none_or(|&last| last == 0) {
-        return arguments;
-    }
-    let mut title = strings(cpu, process, (places.arguments.0, places.environment.1));
-    if let Some(end) = title.iter().position(|&byte| byte == 0) {
-        title.truncate(end + 1);
-    }
-    title
 }
 
 fn read_link(guest: &GuestThread, cpu: &mut UserCpu, target: &[u8], buffer: u64, size: u64) -> Outcome {

@@ -1,32 +1,6 @@
 //! Which file of which process a path means.
 
-/// A file of a process's directory in `/proc` that the node answers for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum File {
-    /// `exe`: a link to the program.
-    Executable,
-    /// `maps`
-    Maps,
-    /// `status`
-    Status,
-    /// `stat`
-    Stat,
-    /// `statm`
-    StatM,
-    /// `limits`
-    Limits,
-    /// `auxv`
-    Auxiliary,
-    /// `environ`
-    Environment,
-    /// `cmdline`
-    CommandLine,
-    /// `mem`
-    Memory,
-    /// Pages of the address space as only its own kernel knows them: there is no such file, as
-    /// where Linux is built without them.
-    Pages,
-}
+use crate::wire::inquiry::File;
 
 /// Whose directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! `status`, `stat` and `statm`: home's texts with the guest's figures in them.
 
-use super::figures::Figures;
+use crate::wire::inquiry::Figures;
 use std::io::Write as _;
 use vmm::addr::PAGE_SIZE;
 
@@ -26,12 +26,11 @@ pub(super) fn status(home: &[u8], figures: &Figures) -> Vec<u8> {
 
 fn value(name: &[u8], figures: &Figures) -> Option<String> {
     let sizes = &figures.sizes;
-    let code = sizes.code.1 - sizes.code.0;
     let kib = |bytes: u64| Some(format!("{:8} kB", bytes >> 10));
     let set = |set: crate::signal::set::SignalSet| Some(format!("{:016x}", set.0));
     match name {
         b"State" => {
-            let state = figures.state?;
+            let state = state(figures)?;
             let words = match state {
                 'R' => "running",
                 'T' => "stopped",
@@ -45,12 +44,12 @@ fn value(name: &[u8], figures: &Figures) -> Option<String> {
         b"VmHWM" => kib(sizes.peak_resident),
         b"VmRSS" => kib(sizes.resident),
         b"RssAnon" => kib(sizes.anonymous),
-        b"RssFile" => kib(sizes.resident - sizes.anonymous),
+        b"RssFile" => kib(sizes.resident.saturating_sub(sizes.anonymous)),
         b"RssShmem" => kib(0),
         b"VmData" => kib(sizes.data),
         b"VmStk" => kib(sizes.stack),
-        b"VmExe" => kib(code),
-        b"VmLib" => kib(sizes.executable.saturating_sub(code)),
+        b"VmExe" => kib(sizes.code),
+        b"VmLib" => kib(sizes.executable.saturating_sub(sizes.code)),
         b"Threads" => Some(figures.threads.to_string()),
         b"SigPnd" => set(figures.pending),
         b"ShdPnd" => set(figures.shared_pending),
@@ -61,17 +60,21 @@ fn value(name: &[u8], figures: &Figures) -> Option<String> {
     }
 }
 
-/// `stat`: home's fields, those that the node knows replaced. Addresses are shown only to who may
-/// `inspect` the process.
-pub(super) fn stat(home: &[u8], figures: &Figures, inspect: bool) -> Vec<u8> {
+/// The state, if it is one: another node's figures are any figures.
+fn state(figures: &Figures) -> Option<char> {
+    figures.state.filter(|state| matches!(state, 'R' | 'S' | 'T'))
+}
+
+/// `stat`: home's fields, those that the node knows replaced.
+pub(super) fn stat(home: &[u8], figures: &Figures) -> Vec<u8> {
     // The name, which may hold anything, ends at the last parenthesis; the third field follows.
     let Some(end) = home.iter().rposition(|&byte| byte == b')') else { return home.to_vec() };
     let Ok(rest) = std::str::from_utf8(&home[end + 1..]) else { return home.to_vec() };
     let mut text = home[..=end].to_vec();
     for (number, old) in (3..).zip(rest.split_whitespace()) {
-        let _ = match field(number, figures, inspect) {
+        let _ = match field(number, figures) {
             Some(new) => write!(text, " {new}"),
-            None if number == 3 => write!(text, " {}", figures.state.map_or(old.to_owned(), String::from)),
+            None if number == 3 => write!(text, " {}", state(figures).map_or(old.to_owned(), String::from)),
             None => write!(text, " {old}"),
         };
     }
@@ -80,10 +83,10 @@ pub(super) fn stat(home: &[u8], figures: &Figures, inspect: bool) -> Vec<u8> {
 }
 
 /// Field `number` as proc(5) counts them.
-fn field(number: u32, figures: &Figures, inspect: bool) -> Option<u64> {
+fn field(number: u32, figures: &Figures) -> Option<u64> {
     /// The signals that one number shows.
     const SHOWN: u64 = 0x7fff_ffff;
-    let (sizes, places) = (&figures.sizes, &figures.places);
+    let (sizes, places, inspect) = (&figures.sizes, &figures.places, figures.shows_addresses);
     Some(match number {
         10 => figures.usage.faults,
         11 => figures.children.faults,
@@ -92,14 +95,14 @@ fn field(number: u32, figures: &Figures, inspect: bool) -> Option<u64> {
         15 => figures.usage.system_nanos / TICK,
         16 => figures.children.user_nanos() / TICK,
         17 => figures.children.system_nanos / TICK,
-        20 => figures.threads as u64,
+        20 => figures.threads,
         23 => sizes.total,
         24 => sizes.resident / PAGE_SIZE,
         25 => figures.resident_limit,
         26 | 27 if !inspect => 1,
         28..=30 | 45..=51 if !inspect => 0,
-        26 => sizes.code.0,
-        27 => sizes.code.1,
+        26 => sizes.code_at.0,
+        27 => sizes.code_at.1,
         28 => places.stack,
         29 | 30 | 35 => 0,
         31 => figures.pending.0 & SHOWN,
@@ -123,10 +126,10 @@ pub(super) fn statm(figures: &Figures) -> Vec<u8> {
     let fields = [
         sizes.total,
         sizes.resident,
-        sizes.resident - sizes.anonymous,
-        sizes.code.1 - sizes.code.0,
+        sizes.resident.saturating_sub(sizes.anonymous),
+        sizes.code,
         0,
-        sizes.data + sizes.stack,
+        sizes.data.saturating_add(sizes.stack),
         0,
     ];
     let mut text = fields.map(|bytes| (bytes / PAGE_SIZE).to_string()).join(" ");
@@ -136,16 +139,25 @@ pub(super) fn statm(figures: &Figures) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::figures::Sizes;
     use super::*;
     use crate::signal::set::SignalSet;
+    use crate::wire::inquiry::Sizes;
     use crate::wire::usage::Usage;
 
     fn figures() -> Figures {
         let sizes = Sizes { total: 12 << 20, resident: 3 << 20, anonymous: 1 << 20, ..Sizes::default() };
         let (blocked, caught) = (SignalSet::of(&[10]), SignalSet::of(&[64, 2]));
         let usage = Usage { cpu_nanos: 28 * TICK, system_nanos: 3 * TICK, ..Usage::default() };
-        Figures { state: Some('R'), threads: 7, usage, sizes, blocked, caught, ..Figures::default() }
+        Figures {
+            state: Some('R'),
+            threads: 7,
+            usage,
+            sizes,
+            blocked,
+            caught,
+            shows_addresses: true,
+            ..Figures::default()
+        }
     }
 
     #[test]
@@ -163,7 +175,7 @@ mod tests {
         home.extend_from_slice(b" S");
         (4..=52).for_each(|n: u32| home.extend_from_slice(format!(" {}", 1000 + n).as_bytes()));
         home.push(b'\n');
-        let text = String::from_utf8(stat(&home, &figures(), true)).unwrap();
+        let text = String::from_utf8(stat(&home, &figures())).unwrap();
         let fields: Vec<&str> = text.strip_prefix("12 (a ) b) ").unwrap().trim_end().split(' ').collect();
         assert_eq!(fields.len(), 50);
         let field = |n: usize| fields[n - 3];
@@ -171,7 +183,7 @@ mod tests {
         assert_eq!((field(23), field(24), field(32), field(34)), ("12582912", "768", "512", "2"));
         assert_eq!((field(22), field(52)), ("1022", "1052"));
         assert!(text.ends_with(" 1052\n"));
-        assert_eq!(stat(b"nonsense", &figures(), true), b"nonsense");
+        assert_eq!(stat(b"nonsense", &figures()), b"nonsense");
     }
 
     #[test]

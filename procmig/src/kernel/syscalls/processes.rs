@@ -361,7 +361,7 @@ pub fn execveat(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> 
         Ok(read) => read,
         Err(errno) => return Outcome::Return(failure(errno)),
     };
-    let path = crate::kernel::proc_files::own_executable(guest, &path).unwrap_or(path);
+    let path = crate::kernel::proc_files::own_executable(guest, cpu, &path).unwrap_or(path);
     match guest.exec(cpu, dirfd as i32, &path, argv, environment, flags as i32) {
         Ok(()) if guest.process.must_end(guest.thread.tid()) => Outcome::End,
         Ok(()) => Outcome::Replaced,

@@ -3,13 +3,14 @@
 
 use super::{CallResult, Outcome, forward, refuse};
 use crate::kernel::guest::GuestThread;
+use crate::kernel::{inquiries, memory_short};
 use crate::mm::segments::Attachment;
 use crate::mm::{Backing, MapRequest, Protection, RegionFlags};
 use crate::usermem::UserMemory;
+use crate::wire::inquiry::SegmentUse;
 use crate::wire::op::{Op, SegmentInfo};
 use nix::errno::Errno;
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
 use vmm::addr::{GuestVirtAddr, PAGE_SIZE};
 use vmm::user_cpu::UserCpu;
 
@@ -19,8 +20,8 @@ const ATTACHES: u64 = 88;
 /// Offset of `shm_perm.mode` there, and the bit of a segment that is gone when its last user is.
 const MODE: u64 = 20;
 const SHM_DEST: u32 = 0o1000;
-/// How long ended processes are waited for, which takes some hundred microseconds.
-const LEAVING: Duration = Duration::from_millis(50);
+/// How often it is asked again where attachments come and go meanwhile.
+const TRIES: usize = 20;
 
 /// `shmat`
 pub fn shmat(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Outcome {
@@ -122,38 +123,51 @@ fn detach(guest: &mut GuestThread, address: u64) {
     let _ = guest.op(&Op::DetachSegment { address });
 }
 
-/// `shmctl`: home's, without what the node itself has attached.
+/// `shmctl`: home's, without what nodes themselves have attached.
 pub fn shmctl(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Outcome {
     const SHM_STAT: i32 = 13;
     const SHM_STAT_ANY: i32 = 15;
-    if matches!(args[1] as i32, libc::IPC_STAT | SHM_STAT | SHM_STAT_ANY) {
-        // The node's part of an ended process lasts a little longer than the process.
-        guest.kernel().leaving.wait(LEAVING);
+    let command = args[1] as i32;
+    if !matches!(command, libc::IPC_STAT | SHM_STAT | SHM_STAT_ANY) {
+        return forward::forward(guest, cpu, libc::SYS_shmctl as u32, args);
     }
-    let outcome = forward::forward(guest, cpu, libc::SYS_shmctl as u32, args);
-    let id = match (args[1] as i32, outcome) {
-        (libc::IPC_STAT, Outcome::Return(0)) => args[0] as i32,
-        (SHM_STAT | SHM_STAT_ANY, Outcome::Return(id @ 0..)) => id as i32,
-        _ => return outcome,
-    };
-    let (mappings, last) = guest.kernel().segments.own_use(id);
-    let about = GuestVirtAddr(args[2]);
-    let changed = guest.with_memory(cpu, |memory| {
-        if mappings == 0 {
-            return Ok(());
+    // The node's part of an ended process lasts a little longer than the process.
+    guest.kernel().leaving.wait(memory_short::LINGER);
+    // Which segment an index means only home knows.
+    let mut before = (command == libc::IPC_STAT).then(|| guest.kernel().segment_uses(args[0] as i32));
+    for tried in 1.. {
+        let outcome = forward::forward(guest, cpu, libc::SYS_shmctl as u32, args);
+        let id = match (command, outcome) {
+            (libc::IPC_STAT, Outcome::Return(0)) => args[0] as i32,
+            (SHM_STAT | SHM_STAT_ANY, Outcome::Return(id @ 0..)) => id as i32,
+            _ => return outcome,
+        };
+        let now = guest.kernel().segment_uses(id);
+        if before.as_ref() == Some(&now) || tried == TRIES {
+            let hidden = guest.with_memory(cpu, |memory| hide(memory, GuestVirtAddr(args[2]), &now));
+            return hidden.map_or_else(|errno| Err(errno).into(), |()| outcome);
         }
-        let attaches = memory.read_u64(about + ATTACHES)?.saturating_sub(mappings as u64);
-        // Removed, and nobody has it but the node.
-        if attaches == 0 && memory.read_u32(about + MODE)? & SHM_DEST != 0 {
-            return Err(Errno::EINVAL);
-        }
-        memory.write_u64(about + ATTACHES, attaches)?;
-        match last {
-            Some(pid) if memory.read_u32(about + LAST_PID)? == std::process::id() => {
-                memory.write_u32(about + LAST_PID, pid as u32)
-            }
-            _ => Ok(()),
-        }
-    });
-    changed.map_or_else(|errno| Err(errno).into(), |()| outcome)
+        before = Some(now);
+    }
+    unreachable!("the last try returns")
+}
+
+/// Takes what nodes have attached out of a `struct shmid_ds`.
+fn hide(memory: &dyn UserMemory, about: GuestVirtAddr, uses: &[SegmentUse]) -> Result<(), Errno> {
+    let mappings = uses.iter().fold(0u64, |sum, used| sum.saturating_add(used.mappings));
+    let last_pid = memory.read_u32(about + LAST_PID)?;
+    if uses.iter().any(|used| used.node == last_pid)
+        && let Some(last) = inquiries::latest(uses)
+    {
+        memory.write_u32(about + LAST_PID, last.pid as u32)?;
+    }
+    if mappings == 0 {
+        return Ok(());
+    }
+    let attaches = memory.read_u64(about + ATTACHES)?.saturating_sub(mappings);
+    // Removed, and nobody has it but nodes.
+    if attaches == 0 && memory.read_u32(about + MODE)? & SHM_DEST != 0 {
+        return Err(Errno::EINVAL);
+    }
+    memory.write_u64(about + ATTACHES, attaches)
 }

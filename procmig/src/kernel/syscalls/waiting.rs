@@ -3,7 +3,7 @@
 use super::{CallResult, Outcome, forward};
 use crate::kernel::guest::GuestThread;
 use crate::kernel::lock;
-use crate::kernel::process::Ending;
+use crate::kernel::process::{Ending, Presence};
 use crate::usermem::UserMemory;
 use crate::wire::usage::Usage;
 use nix::errno::Errno;
@@ -38,17 +38,20 @@ pub fn wait(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u32, args: &[u64; 6]
     };
     let kernel = guest.kernel().clone();
     let home = guest.process.home();
+    let has_ended = has_ended(guest, cpu, nr, args);
     if let Some(process) = kernel.process_of(home, child)
-        && has_ended(guest, cpu, nr, args)
+        && process.presence() == Presence::Here
+        && has_ended
     {
         // Its deputy was killed, and the news of that is still on its way here. What it had open must
         // be closed when its end is seen, and what it used be known.
         process.begin_exit(Ending::Lost);
         process.wait_until_left(LINGER);
     }
-    let Some(used) = (if reaps { kernel.take_usage(home, child) } else { kernel.usage(home, child) }) else {
-        return outcome;
-    };
+    let used = if reaps { kernel.take_usage(home, child) } else { kernel.usage(home, child) };
+    // It may have ended in another node.
+    let ask = || (home == 0 && has_ended).then(|| kernel.neighbours.usage(child, reaps)).flatten();
+    let Some(used) = used.or_else(ask) else { return outcome };
     if reaps {
         lock(&guest.process.counters.children).add(&used);
     }

@@ -1,0 +1,132 @@
+//! What this node tells others of the host about its processes, and what it asks them.
+
+use super::Kernel;
+use super::neighbours::{LOOK, PATIENCE};
+use super::proc_files::{Target, Viewer, strings, tell};
+use super::process::{Presence, Process};
+use crate::mm::segments::last_user;
+use crate::wire::bytes::Bytes;
+use crate::wire::control::Ids;
+use crate::wire::inquiry::{File, Inquiry, LastUse, SegmentUse, Told};
+use nix::errno::Errno;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::Instant;
+
+/// How long a process whose end is known at home may take to end here.
+const LINGER: std::time::Duration = std::time::Duration::from_millis(400);
+/// How long reading a process's memory may take.
+const READING: std::time::Duration = std::time::Duration::from_millis(400);
+
+/// Where a process is.
+pub enum Found {
+    /// In this node.
+    Here(Arc<Process>),
+    /// In another, which has said this.
+    There(Told),
+}
+
+impl Kernel {
+    /// The process of this host with this PID, or what its node says; `None` if no node of this host has it.
+    /// On its way from one node to another it is waited for.
+    pub fn find(&self, pid: i32, inquiry: impl FnOnce() -> Inquiry) -> Option<Found> {
+        if let Some(process) = self.process_of(0, pid).filter(|process| process.presence() == Presence::Here) {
+            return Some(Found::Here(process));
+        }
+        // Most PIDs are no guest's.
+        self.neighbours.place_of(pid)?;
+        let inquiry = inquiry();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let node = self.neighbours.place_of(pid)?;
+            let is_here = node == std::process::id();
+            let process = self.process_of(0, pid);
+            match process.as_ref().map(|process| process.presence()) {
+                Some(Presence::Here) => return process.map(Found::Here),
+                // It is not here any more, but the other has not said that it is there.
+                Some(Presence::Arriving | Presence::Gone) if is_here => std::thread::sleep(LOOK),
+                _ if is_here => return None,
+                _ => match self.neighbours.ask(node, &inquiry, deadline)? {
+                    Told::Nothing if self.neighbours.place_of(pid) == Some(node) => return None,
+                    Told::Nothing => {}
+                    Told::Arriving => std::thread::sleep(LOOK),
+                    told => return Some(Found::There(told)),
+                },
+            }
+            if Instant::now() >= deadline {
+                return None;
+            }
+        }
+    }
+
+    /// Answers another node.
+    pub fn answer(&self, inquiry: &Inquiry) -> Told {
+        match *inquiry {
+            Inquiry::File { pid, thread, file, caller } => self.tell(pid, thread, file, caller),
+            Inquiry::Ended { pid, reaped } => {
+                if let Some(process) = self.process_of(0, pid).filter(|process| process.presence() == Presence::Here) {
+                    // The news of its deputy's end are still on their way here.
+                    process.wait_until_left(LINGER);
+                }
+                let used = if reaped { self.take_usage(0, pid) } else { self.usage(0, pid) };
+                used.map_or(Told::Nothing, Told::Used)
+            }
+            Inquiry::Segment { id } => {
+                // The node's part of an ended process lasts a little longer than the process.
+                self.leaving.wait(super::memory_short::LINGER);
+                let (mappings, last) = self.segments.own_use(id);
+                Told::Segment { mappings: mappings as u64, last }
+            }
+        }
+    }
+
+    /// How the nodes of this host use a segment themselves.
+    pub fn segment_uses(&self, id: i32) -> Vec<SegmentUse> {
+        let (mappings, last) = self.segments.own_use(id);
+        let mut uses = self.neighbours.segment_uses(id);
+        uses.push(SegmentUse { node: std::process::id(), mappings: mappings as u64, last });
+        uses
+    }
+
+    /// A process comes that has a segment attached: the node is about to attach it too, and will seem to have been
+    /// the last who did. Notes who it was.
+    pub fn expect_segment(&self, id: i32) {
+        let Some(pid) = last_user(id) else { return };
+        let uses = self.segment_uses(id);
+        if !uses.iter().any(|used| used.node == pid as u32) {
+            self.segments.note(id, pid);
+        } else if let Some(last) = latest(&uses) {
+            self.segments.note_last(id, last);
+        }
+    }
+
+    fn tell(&self, pid: i32, thread: Option<i32>, file: File, caller: Ids) -> Told {
+        let Some(process) = self.process_of(0, pid) else { return Told::Nothing };
+        match process.presence() {
+            Presence::Here => {}
+            Presence::Arriving => return Told::Arriving,
+            Presence::Gone => return Told::Nothing,
+        }
+        let Some(target) = Target::new(process, thread, file) else { return Told::Nothing };
+        let viewer = Viewer { ids: caller, here: None };
+        tell(&target, &viewer, || self.read_strings(&target.process, file))
+    }
+
+    /// Reads a process's memory, for which a vCPU is needed: pages may have to be mapped.
+    fn read_strings(&self, process: &Arc<Process>, file: File) -> Result<Bytes, Errno> {
+        let worker = self.pool.acquire().map_err(|_| Errno::EAGAIN)?;
+        let (sender, receiver) = sync_channel(1);
+        let process = process.clone();
+        worker.run(move |cpu| {
+            // Who asked may have given up.
+            let _ = sender.send(strings(cpu, &process, file));
+            None
+        });
+        receiver.recv_timeout(READING).map(Bytes).map_err(|_| Errno::EAGAIN)
+    }
+}
+
+/// The last attachment or detachment that any of them knows.
+pub fn latest(uses: &[SegmentUse]) -> Option<LastUse> {
+    uses.iter().filter_map(|used| used.last).max_by_key(|last| last.at)
+}
