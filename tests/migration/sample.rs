@@ -1,6 +1,6 @@
 //! The image of a process, as a source would send it.
 
-use procmig::migration::image::{ObjectImage, ProcessImage, RegionImage, SpaceImage, ThreadImage};
+use procmig::migration::image::{ObjectImage, ProcessImage, RegionImage, SiteImage, SpaceImage, ThreadImage};
 use procmig::signal::altstack::AltStack;
 use procmig::wire::control::Ids;
 
@@ -77,6 +77,7 @@ pub(crate) fn image(pid: i32) -> ProcessImage {
             objects: vec![ObjectImage::Memory],
             regions: vec![region(CODE, None), region(CODE + 0x10_0000, Some((0, 0)))],
             segments: Vec::new(),
+            sites: vec![SiteImage { at: CODE, stub: CODE + 0x100, asks: 2 }],
         },
     }
 }

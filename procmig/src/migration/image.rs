@@ -173,6 +173,19 @@ pub struct SpaceImage {
     pub regions: Vec<RegionImage>,
     /// System V segments: where they are attached, where in the deputy's memory, identifier, bytes, object.
     pub segments: Vec<(u64, u64, i32, u64, u32)>,
+    /// Places in its code that were rewritten.
+    pub sites: Vec<SiteImage>,
+}
+
+/// A call site in a program's code that jumps to a stub ([`vmm::site_code`]). Both are in private pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteImage {
+    /// Where it is.
+    pub at: u64,
+    /// Where its stub is.
+    pub stub: u64,
+    /// What it asks for: 0 the process, 1 the thread, 2 what RAX says.
+    pub asks: u8,
 }
 
 /// What areas show.

@@ -361,6 +361,7 @@ impl Hold<'_> {
         let mut pages: Vec<_> = large.into_iter().map(|(page, frame)| (page, frame, true)).chain(small).collect();
         pages.sort_unstable();
         space.place(pages.into_iter())?;
+        space.adopt_sites(&image.space.sites);
         let process = process(&kernel, &image, &space, group)?;
         for (object, about) in objects.iter().zip(&image.space.objects) {
             if let ObjectImage::File { lent: Some(file), .. } = about {

@@ -224,6 +224,7 @@ impl AddressSpace {
             objects: images,
             regions,
             segments,
+            sites: inner.rewrites.images(&inner.tables),
         };
         Ok(Description { image, objects })
     }

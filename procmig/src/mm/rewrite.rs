@@ -10,6 +10,7 @@ use super::object::PageObject;
 use super::regions::{Backing, Protection, Region, RegionFlags};
 use super::space::{AddressSpace, ChangeError, Inner, entry};
 use crate::elf::program::{self, Segment};
+use crate::migration::image::SiteImage;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +19,9 @@ use vmm::frames::AtLimit;
 use vmm::machine::Machine;
 use vmm::paging::{self, PRESENT};
 use vmm::regs::Regs;
+use vmm::shim_layout::USER_END;
 use vmm::site_code::{self, Caller, Identity, SITE_SIZE};
+use vmm::tables::PageTables;
 use vmm::user_cpu::UserCpu;
 
 /// Most sites of one address space.
@@ -35,6 +38,32 @@ struct Site {
 }
 
 impl Site {
+    /// As an image says, if that can be one.
+    fn of(image: &SiteImage) -> Option<Self> {
+        let caller = match image.asks {
+            0 => Caller::Own(Identity::Process),
+            1 => Caller::Own(Identity::Thread),
+            2 => Caller::Any,
+            _ => return None,
+        };
+        let SiteImage { at, stub, .. } = *image;
+        if at >= USER_END || stub >= USER_END {
+            return None;
+        }
+        let size = site_code::stub(caller, at, stub)?.len() as u64;
+        let is_in_page = |start: u64, size: u64| start % PAGE_SIZE + size <= PAGE_SIZE;
+        (is_in_page(at, SITE_SIZE) && is_in_page(stub, size)).then_some(Self { caller, at, stub, size })
+    }
+
+    fn image(&self) -> SiteImage {
+        let asks = match self.caller {
+            Caller::Own(Identity::Process) => 0,
+            Caller::Own(Identity::Thread) => 1,
+            Caller::Any => 2,
+        };
+        SiteImage { at: self.at, stub: self.stub, asks }
+    }
+
     fn page(self) -> u64 {
         self.at & !(PAGE_SIZE - 1)
     }
@@ -77,6 +106,15 @@ impl Rewrites {
         self.pages.range(start..end).map(|(&page, _)| page).filter(|&page| holds_stub(page)).collect()
     }
 
+    /// The sites of which the stubs are there.
+    pub(super) fn images(&self, tables: &PageTables) -> Vec<SiteImage> {
+        let is_there = |site: &&Site| {
+            let page = site.stub_page();
+            tables.lookup(page).is_some_and(|leaf| !leaf.large && self.pages.get(&page) == Some(&leaf.frame(page)))
+        };
+        self.sites.iter().filter(is_there).map(Site::image).collect()
+    }
+
     /// The site whose stub holds `address`.
     fn site_at(&self, address: u64) -> Option<Site> {
         self.sites.iter().find(|site| (site.stub..site.stub + site.size).contains(&address)).copied()
@@ -84,6 +122,37 @@ impl Rewrites {
 }
 
 impl AddressSpace {
+    /// Takes over what was rewritten at another node, as far as it is there: a process that has just arrived.
+    pub fn adopt_sites(&self, images: &[SiteImage]) {
+        let inner = &mut *self.lock();
+        for site in images.iter().take(MAX_SITES).filter_map(Site::of) {
+            let stub = site_code::stub(site.caller, site.at, site.stub);
+            let jump = site_code::jump(site.at, site.stub);
+            let stub = stub.and_then(|stub| self.private_code(inner, site.stub, &stub));
+            let Some(stub) = stub else { continue };
+            let jump = jump.and_then(|jump| self.private_code(inner, site.at, &jump));
+            let pages = [Some((site.stub_page(), stub)), jump.map(|frame| (site.page(), frame))];
+            for (page, frame) in pages.into_iter().flatten() {
+                if inner.rewrites.pages.insert(page, frame).is_none() {
+                    self.machine.frames().share(frame);
+                }
+            }
+            inner.rewrites.sites.push(site);
+        }
+    }
+
+    /// The frame of the page of code at `at`, if that is none of the file's and holds these bytes there.
+    fn private_code(&self, inner: &Inner, at: u64, bytes: &[u8]) -> Option<Frame> {
+        let region = inner.regions.at(at).filter(|region| is_code(region))?;
+        let Backing::Object { object, .. } = &region.backing else { return None };
+        let page = at & !(PAGE_SIZE - 1);
+        let leaf = inner.tables.lookup(page).filter(|leaf| leaf.entry & PRESENT != 0 && !leaf.large)?;
+        let frame = leaf.frame(page);
+        let offset = (at - page) as usize;
+        let is_private = object.frame(region.object_page(page)) != Some(frame);
+        (is_private && self.bytes_of(frame).get(offset..offset + bytes.len()) == Some(bytes)).then_some(frame)
+    }
+
     /// Has the call that ends before `behind` answered there from now on; whether it is.
     pub fn rewrite_site(&self, which: Identity, behind: u64, cpu: &mut UserCpu) -> bool {
         let inner = &mut *self.lock();
