@@ -120,3 +120,21 @@ fn what_a_child_has_used_counts_wherever_it_ran() {
         assert!(parent.wait().expect("it ends").success());
     }
 }
+
+#[test]
+fn a_large_page_that_is_partly_locked_goes_whole() {
+    let Some(pair) = Pair::start() else { return };
+    let script = "import ctypes, hashlib, mmap, sys\nm = mmap.mmap(-1, 16 << 20)\nm[:] = bytes(i * 7 & 255 for i in range(1 << 16)) * 256\n\
+                  before = hashlib.sha256(m).digest()\n\
+                  at = ctypes.addressof(ctypes.c_char.from_buffer(m))\nlibc = ctypes.CDLL(None)\n\
+                  for k in range(8): assert libc.mlock(ctypes.c_void_p(at + (k << 21) + 0x33000 * k), 0x5000 + 0x71000 * k) == 0\n\
+                  print('ready', flush=True)\nsys.stdin.readline()\nsys.exit(hashlib.sha256(m).digest() != before)";
+    let mut child = pair.start_at_a(&words(&["/usr/bin/python3", "-c", script]));
+    let mut ready = [0; 6];
+    std::io::Read::read_exact(child.stdout.as_mut().expect("a pipe"), &mut ready).expect("it is ready");
+    for _ in 0..3 {
+        pair.migrate(child.id() as i32).expect("it goes");
+    }
+    drop(child.stdin.take());
+    assert!(child.wait().expect("it ends").success());
+}

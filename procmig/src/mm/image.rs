@@ -245,7 +245,17 @@ impl AddressSpace {
                     Backing::Object { object, .. } if object.frame(region.object_page(at)) == Some(frame) => return,
                     Backing::Object { .. } => true,
                 };
-                pages.push(PrivatePage { page: at / PAGE_SIZE, frame, large, covers_file });
+                let end = at + if large { LARGE_PAGE_SIZE } else { PAGE_SIZE };
+                if region.start <= at && end <= region.end {
+                    pages.push(PrivatePage { page: at / PAGE_SIZE, frame, large, covers_file });
+                    return;
+                }
+                // Areas that differ in nothing that a page table knows (`mlock`) may have parts of one large page.
+                for part in (at.max(region.start)..end.min(region.end)).step_by(PAGE_SIZE as usize) {
+                    let page = part / PAGE_SIZE;
+                    let frame = frame.offset((page - at / PAGE_SIZE) as u32);
+                    pages.push(PrivatePage { page, frame, large: false, covers_file });
+                }
             });
         }
         pages
@@ -259,7 +269,9 @@ impl AddressSpace {
             None => true,
             Some(frame) => {
                 let at = stretch.page * PAGE_SIZE;
-                inner.tables.lookup(at).is_some_and(|leaf| leaf.large == stretch.large && leaf.frame(at) == frame)
+                // Pages in a row are parts of one large page.
+                let is_whole = |large: bool| large || stretch.count == 1;
+                inner.tables.lookup(at).is_some_and(|leaf| is_whole(leaf.large) && leaf.frame(at) == frame)
             }
         };
         let pinned: Vec<Stretch> = stretches.iter().filter(is_still).copied().collect();
