@@ -143,7 +143,7 @@ impl AddressSpace {
 
     /// The frame of the page of code at `at`, if that is none of the file's and holds these bytes there.
     fn private_code(&self, inner: &Inner, at: u64, bytes: &[u8]) -> Option<Frame> {
-        let region = inner.regions.at(at).filter(|region| is_code(region))?;
+        let region = inner.regions.at(at).filter(|region| is_code_of_any(region))?;
         let Backing::Object { object, .. } = &region.backing else { return None };
         let page = at & !(PAGE_SIZE - 1);
         let leaf = inner.tables.lookup(page).filter(|leaf| leaf.entry & PRESENT != 0 && !leaf.large)?;
@@ -369,8 +369,17 @@ impl AddressSpace {
 /// Whether an area is code from a file that nobody writes.
 fn is_code(region: &Region) -> bool {
     let is_file = matches!(&region.backing, Backing::Object { object, .. } if object.read_file().is_some());
-    is_file
-        && !region.is_shared()
+    is_file && is_read_only(region)
+}
+
+/// The same where the file may be lent by another host.
+fn is_code_of_any(region: &Region) -> bool {
+    let is_lent = matches!(&region.backing, Backing::Object { object, .. } if object.lent().is_some());
+    is_code(region) || is_lent && is_read_only(region)
+}
+
+fn is_read_only(region: &Region) -> bool {
+    !region.is_shared()
         && !region.flags.contains(RegionFlags::SPECIAL)
         && region.protection.contains(Protection::READ | Protection::EXECUTE)
         && !region.protection.contains(Protection::WRITE)
