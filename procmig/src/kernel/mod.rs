@@ -37,7 +37,7 @@ pub mod timers;
 mod waiter;
 
 use crate::futex::FutexTable;
-use crate::migration::target::Arrivals;
+use crate::migration::target::arrival::Arrivals;
 use crate::mm::file::FileCache;
 use crate::mm::segments::Segments;
 use crate::signal::frame::FpuLayout;

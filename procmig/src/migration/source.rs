@@ -1,11 +1,16 @@
 //! The source of a migration: rounds of memory while the process runs, and the rest while it stands still.
 
+mod changes;
+mod link;
+mod preparation;
+mod snapshot;
+
 use super::brake::Brake;
 use super::cpu::CpuFeatures;
-use super::faults::{self, Action, Step};
-use super::image::{ObjectImage, ProcessImage, SpaceImage, ThreadImage};
+use super::faults::{self, Step};
+use super::image::ObjectImage;
 use super::record::{Event, Record, Round};
-use super::wire::{Content, FromSource, MAX_PAGES, MAX_RUNS, Offer, Owner, Reply, Run, Ticket};
+use super::wire::{FromSource, Offer, Owner};
 use crate::kernel::Kernel;
 use crate::kernel::descriptors::Change;
 use crate::kernel::freeze::{FreezeError, Frozen};
@@ -13,18 +18,16 @@ use crate::kernel::lock;
 use crate::kernel::process::{Ending, Presence, Process, Verdict};
 use crate::mm::AddressSpace;
 use crate::mm::image::{DescribeError, Description, PrivatePage, Stretch};
-use crate::wire::control::{Commit, HandOver, MAX_MESSAGE, Migrate, NodeRequest, ToDeputy, VERSION, Way};
-use crate::wire::frame::{self, FrameError, MAX_DESCRIPTORS};
-use crate::wire::link::LinkId;
-use crate::wire::stream::{Sealed, Stream, prepare};
+use crate::wire::control::{Commit, Migrate, ToDeputy, VERSION, Way};
+use crate::wire::frame::{FrameError, MAX_DESCRIPTORS};
+use changes::{batches, bytes_in, changes};
+use link::Link;
 use nix::errno::Errno;
+use preparation::Preparation;
+use snapshot::{hand_over_list, image};
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
 use std::io;
-use std::net::TcpStream;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixStream;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -99,75 +102,6 @@ impl From<DescribeError> for String {
     }
 }
 
-/// The way to the target.
-struct Link {
-    stream: Stream,
-    node: String,
-    bytes: u64,
-    /// Where pages are copied to before they are sealed.
-    room: Vec<u8>,
-}
-
-impl Link {
-    /// Opens it; `passed` is the connection with a target on another host.
-    fn open(migrate: &Migrate, passed: Option<OwnedFd>) -> Result<Self, MigrateError> {
-        let node = migrate.shown.clone();
-        let opened = match (&migrate.way, passed) {
-            (Way::Socket(path), _) => UnixStream::connect(OsStr::from_bytes(path)).map(Stream::from),
-            (Way::Passed(keys), Some(socket)) => {
-                let socket = TcpStream::from(socket);
-                let sealed =
-                    prepare(&socket).and_then(|()| Sealed::with_keys(socket, keys.clone()).map_err(io::Error::other));
-                sealed.map(Stream::from)
-            }
-            (Way::Passed(_), None) => Err(io::Error::from(io::ErrorKind::NotConnected)),
-        };
-        let opened = opened.and_then(|stream| stream.set_patience(Some(PATIENCE)).map(|()| stream));
-        match opened {
-            Ok(stream) => Ok(Self { stream, node, bytes: 0, room: Vec::new() }),
-            Err(source) => Err(MigrateError::Unreachable { node, source }),
-        }
-    }
-
-    /// Offers a process.
-    fn offer(&mut self, offer: Offer) -> Result<(), MigrateError> {
-        if self.stream.is_sealed() {
-            self.stream.send_message(&offer, &[])?;
-        } else {
-            self.stream.send_message(&NodeRequest::Receive(offer), &[])?;
-        }
-        self.reply().map(drop)
-    }
-
-    fn send(&mut self, message: &FromSource, descriptors: &[RawFd]) -> Result<(), FrameError> {
-        let mut bytes = frame::encode(message)?;
-        let step = match message {
-            FromSource::Pages(_) => Step::SourcePages,
-            _ => Step::SourceImage,
-        };
-        match faults::of_message(step) {
-            Some(Action::Corrupt) => bytes[4..].iter_mut().for_each(|byte| *byte ^= 0xa5),
-            Some(Action::Duplicate) => self.stream.send(&bytes.clone())?,
-            _ => {}
-        }
-        self.stream.send_frame(&bytes, descriptors)?;
-        self.bytes += bytes.len() as u64;
-        Ok(())
-    }
-
-    /// The process stands still: nothing may take long any more.
-    fn hurry(&self) -> Result<(), FrameError> {
-        Ok(self.stream.set_patience(Some(STOP))?)
-    }
-
-    fn reply(&mut self) -> Result<Ticket, MigrateError> {
-        match self.stream.receive_message(MAX_MESSAGE)?.0 {
-            Reply::Ready(ticket) => Ok(ticket),
-            Reply::Refused(reason) => Err(MigrateError::Refused { node: self.node.clone(), reason }),
-        }
-    }
-}
-
 /// Has a process go to another node; `passed` is the connection with a node of another host. While it goes on `tell` is
 /// told how.
 ///
@@ -231,7 +165,7 @@ pub fn migrate(
     let mut link = copy.link;
     match moved {
         Ok(()) => {
-            way.is_used();
+            way.use_up();
             record.total_micros = micros(started);
             record.bytes = link.bytes;
             process.wait_until_left(PATIENCE);
@@ -245,48 +179,6 @@ pub fn migrate(
                 kernel.neighbours.note(process.pid);
             }
             Err(error)
-        }
-    }
-}
-
-/// What the deputy has found: the way to a target where not all are on one host. It is given up when this is dropped.
-struct Preparation<'a> {
-    process: &'a Process,
-    epoch: u32,
-    link: Option<LinkId>,
-    is_held: bool,
-}
-
-impl<'a> Preparation<'a> {
-    /// Has the deputy find it.
-    fn of(process: &'a Arc<Process>, order: &Migrate, epoch: u32) -> Result<Self, MigrateError> {
-        let is_local = order.host.is_none() && !process.is_remote();
-        let mut way = Self { process, epoch, link: None, is_held: !is_local };
-        if is_local {
-            return Ok(way);
-        }
-        process.take_verdict(Some(Duration::ZERO));
-        let threads = process.threads().len() as u32;
-        process.send(&ToDeputy::Prepare { epoch, host: order.host, node: order.node.clone(), threads });
-        way.link = match process.take_verdict(Some(PREPARE)) {
-            Some(Verdict::Prepared(link)) if link.is_some() == order.host.is_some() => link,
-            Some(Verdict::Kept(reason)) => return Err(MigrateError::Kept(reason)),
-            _ if process.ending().is_some() => return Err(FreezeError::Ended.into()),
-            _ => return Err(MigrateError::Silent),
-        };
-        Ok(way)
-    }
-
-    /// The process has gone that way.
-    fn is_used(mut self) {
-        self.is_held = false;
-    }
-}
-
-impl Drop for Preparation<'_> {
-    fn drop(&mut self) {
-        if self.is_held {
-            self.process.send(&ToDeputy::Release { epoch: self.epoch });
         }
     }
 }
@@ -558,259 +450,5 @@ impl Copy<'_> {
             }
         }
         Ok(())
-    }
-}
-
-impl Link {
-    /// Sends what pages hold; nobody may free their frames meanwhile.
-    fn send_pages(
-        &mut self,
-        kernel: &Kernel,
-        owner: Owner,
-        stretches: &[Stretch],
-        round: &mut Round,
-    ) -> Result<(), MigrateError> {
-        let ram = kernel.machine.ram();
-        let mut runs: Vec<Run> = Vec::new();
-        let mut places: Vec<libc::iovec> = Vec::new();
-        for stretch in stretches {
-            for i in 0..stretch.count {
-                let page = stretch.page + u64::from(i);
-                let content = match stretch.frame {
-                    None => Content::Nothing,
-                    Some(first) if ram.is_zero(first.offset(i)) => {
-                        if stretch.is_zero_by_default {
-                            continue;
-                        }
-                        round.zeros += 1;
-                        Content::Zeros
-                    }
-                    Some(first) => {
-                        round.pages += 1;
-                        add_place(&mut places, ram.host_address(), first.offset(i));
-                        Content::Bytes
-                    }
-                };
-                match runs.last_mut() {
-                    Some(run)
-                        if run.first + u64::from(run.count) == page
-                            && run.large == stretch.large
-                            && run.content == content =>
-                    {
-                        run.count += 1;
-                    }
-                    _ => runs.push(Run { owner, first: page, count: 1, large: stretch.large, content }),
-                }
-            }
-        }
-        if runs.is_empty() {
-            return Ok(());
-        }
-        self.send(&FromSource::Pages(runs), &[])?;
-        self.bytes += places.iter().map(|place| place.iov_len as u64).sum::<u64>();
-        // SAFETY: the places are frames of the guest's memory, which is mapped for as long as the kernel is.
-        let written = match &mut self.stream {
-            Stream::Local(stream) => unsafe { write_all(stream, &mut places) },
-            stream => unsafe { seal_all(stream, &places, &mut self.room) },
-        };
-        Ok(written.map_err(FrameError::from)?)
-    }
-}
-
-fn add_place(places: &mut Vec<libc::iovec>, base: *mut u8, frame: Frame) {
-    let at = base.wrapping_add(frame.address().raw() as usize);
-    if let Some(last) = places.last_mut()
-        && last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == at
-    {
-        last.iov_len += PAGE_SIZE as usize;
-    } else {
-        places.push(libc::iovec { iov_base: at.cast(), iov_len: PAGE_SIZE as usize });
-    }
-}
-
-/// Writes all places.
-///
-/// # Safety
-/// They must be valid for reads until it returns.
-unsafe fn write_all(stream: &UnixStream, places: &mut [libc::iovec]) -> io::Result<()> {
-    const MOST: usize = libc::UIO_MAXIOV as usize;
-    let mut rest = places;
-    while !rest.is_empty() {
-        let count = rest.len().min(MOST) as libc::c_int;
-        // SAFETY: as the caller promises.
-        let put = unsafe { libc::writev(stream.as_raw_fd(), rest.as_ptr(), count) };
-        match put {
-            ..0 => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            put => rest = super::skip(rest, put as usize),
-        }
-    }
-    Ok(())
-}
-
-/// The same over a connection that seals what it sends.
-///
-/// # Safety
-/// As of [`write_all`]. They may be written meanwhile: what was is sent again in a later round.
-unsafe fn seal_all(stream: &mut Stream, places: &[libc::iovec], room: &mut Vec<u8>) -> io::Result<()> {
-    const AT_ONCE: usize = 256 << 10;
-    room.clear();
-    room.reserve(AT_ONCE);
-    for place in places {
-        let mut done = 0;
-        while done < place.iov_len {
-            let count = (AT_ONCE - room.len()).min(place.iov_len - done);
-            let from = place.iov_base.cast::<u8>().cast_const().wrapping_add(done);
-            // SAFETY: so many bytes can be read, as the caller promises, and there is room for them.
-            unsafe {
-                std::ptr::copy_nonoverlapping(from, room.as_mut_ptr().add(room.len()), count);
-                room.set_len(room.len() + count);
-            }
-            done += count;
-            if room.len() == AT_ONCE {
-                stream.send(room)?;
-                room.clear();
-            }
-        }
-    }
-    stream.send(room)
-}
-
-fn bytes_in(stretches: &[Stretch]) -> u64 {
-    stretches.iter().map(|stretch| u64::from(stretch.count) * PAGE_SIZE).sum()
-}
-
-/// Parts of at most as many pages as one message tells of.
-fn batches(stretches: &[Stretch]) -> impl Iterator<Item = &[Stretch]> {
-    let mut rest = stretches;
-    std::iter::from_fn(move || {
-        let mut pages = 0;
-        let fits = |stretch: &&Stretch| {
-            pages += u64::from(stretch.count);
-            pages <= MAX_PAGES
-        };
-        let count = rest.iter().take(MAX_RUNS).take_while(fits).count();
-        let (batch, others) = rest.split_at(count);
-        rest = others;
-        (!batch.is_empty()).then_some(batch)
-    })
-}
-
-/// What is to be sent where `sent` is known and `pages` are there now, of which those in `dirty` have changed.
-fn changes(sent: &[PrivatePage], pages: &[PrivatePage], dirty: &FrameSet) -> Vec<Stretch> {
-    let mut gone = Vec::new();
-    let mut changed: Vec<Stretch> = Vec::new();
-    let mut old = sent.iter().peekable();
-    let nothing = |page: &PrivatePage| Stretch {
-        page: page.page,
-        count: page.count(),
-        frame: None,
-        large: page.large,
-        is_zero_by_default: false,
-    };
-    for page in pages {
-        while let Some(before) = old.next_if(|old| old.page < page.page) {
-            gone.push(nothing(before));
-        }
-        let before = old.next_if(|old| old.page == page.page);
-        let stretch = |i: u32, count: u32, is_zero_by_default: bool| Stretch {
-            page: page.page + u64::from(i),
-            count,
-            frame: Some(page.frame.offset(i)),
-            large: page.large,
-            is_zero_by_default,
-        };
-        match before {
-            Some(before) if before == page => {
-                let mut i = 0;
-                while i < page.count() {
-                    let run = (i..page.count()).take_while(|&i| dirty.contains(page.frame.offset(i))).count() as u32;
-                    if run > 0 {
-                        changed.push(stretch(i, run, false));
-                    }
-                    i += run + 1;
-                }
-            }
-            before => {
-                gone.extend(before.map(nothing));
-                changed.push(stretch(0, page.count(), !page.covers_file));
-            }
-        }
-    }
-    gone.extend(old.map(nothing));
-    gone.extend(changed);
-    gone
-}
-
-/// The threads that the deputy is to hand over.
-fn hand_over_list(image: &ProcessImage) -> Vec<HandOver> {
-    let thread = |thread: &ThreadImage| HandOver {
-        tid: thread.tid,
-        seq: thread.seq,
-        awaits: thread.call.as_ref().is_some_and(|call| call.forwarded.is_some()),
-    };
-    let leader = image.leader_seq.map(|seq| HandOver { tid: image.pid, seq, awaits: false });
-    image.threads.iter().map(thread).chain(leader).collect()
-}
-
-/// The image of a process whose threads stand still.
-fn image(process: &Process, threads: &[ThreadImage], space: SpaceImage, epoch: u32) -> ProcessImage {
-    let identity = lock(&process.identity).clone();
-    let signals = lock(&process.signals).clone();
-    let (timers, next_timer) = lock(&process.timers).images(process.ahead());
-    let (memory_limit, max_threads) = process.group.limits();
-    let mut threads = threads.to_vec();
-    for image in &mut threads {
-        // Signals may have come since it stands still.
-        if let Some(thread) = process.thread(image.tid) {
-            image.pending = lock(&thread.signals).pending.clone();
-        }
-    }
-    ProcessImage {
-        pid: process.pid,
-        parent: process.parent,
-        epoch,
-        name: identity.name,
-        argv: identity.argv,
-        executable: identity.executable,
-        ids: identity.ids,
-        auxiliary: identity.auxiliary,
-        places: [
-            identity.places.stack,
-            identity.places.arguments.0,
-            identity.places.arguments.1,
-            identity.places.environment.0,
-            identity.places.environment.1,
-        ],
-        limits: identity.limits.iter().map(|(&resource, &(soft, hard))| (resource, soft, hard)).collect(),
-        pending: signals.pending,
-        actions: signals
-            .actions
-            .iter()
-            .map(|action| [action.handler, action.flags, action.restorer, action.mask.0])
-            .collect(),
-        timers,
-        next_timer,
-        ended: *lock(&process.counters.ended),
-        children: process.children_usage(),
-        peak_resident: process.saw_resident(0),
-        cpu_warned: process.counters.cpu_warned.load(Ordering::Relaxed),
-        leader_status: process.leader_status(),
-        leader_seq: process.leader_seq(),
-        home_signals: process.home_signals(),
-        relayed: process.remote.relayed(),
-        clocks: process.steady_clocks(),
-        trace: process.trace,
-        report: process.report.load(Ordering::Relaxed),
-        stopped: process.is_stopped(),
-        memory_limit,
-        max_threads,
-        threads,
-        space,
     }
 }

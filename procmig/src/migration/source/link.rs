@@ -1,0 +1,210 @@
+//! The connection with the target, and what pages look like on it.
+
+use super::{MigrateError, PATIENCE, STOP};
+use crate::kernel::Kernel;
+use crate::migration::faults::{self, Action, Step};
+use crate::migration::record::Round;
+use crate::migration::skip;
+use crate::migration::wire::{Content, FromSource, Offer, Owner, Reply, Run, Ticket};
+use crate::mm::image::Stretch;
+use crate::wire::control::{MAX_MESSAGE, Migrate, NodeRequest, Way};
+use crate::wire::frame::{self, FrameError};
+use crate::wire::stream::{Sealed, Stream, prepare};
+use std::ffi::OsStr;
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use vmm::addr::{Frame, PAGE_SIZE};
+
+/// The way to the target.
+pub(super) struct Link {
+    stream: Stream,
+    node: String,
+    /// Sent so far.
+    pub(super) bytes: u64,
+    /// Where pages are copied to before they are sealed.
+    room: Vec<u8>,
+}
+
+impl Link {
+    /// Opens it; `passed` is the connection with a target on another host.
+    pub(super) fn open(migrate: &Migrate, passed: Option<OwnedFd>) -> Result<Self, MigrateError> {
+        let node = migrate.shown.clone();
+        let opened = match (&migrate.way, passed) {
+            (Way::Socket(path), _) => UnixStream::connect(OsStr::from_bytes(path)).map(Stream::from),
+            (Way::Passed(keys), Some(socket)) => {
+                let socket = TcpStream::from(socket);
+                let sealed =
+                    prepare(&socket).and_then(|()| Sealed::with_keys(socket, keys.clone()).map_err(io::Error::other));
+                sealed.map(Stream::from)
+            }
+            (Way::Passed(_), None) => Err(io::Error::from(io::ErrorKind::NotConnected)),
+        };
+        let opened = opened.and_then(|stream| stream.set_patience(Some(PATIENCE)).map(|()| stream));
+        match opened {
+            Ok(stream) => Ok(Self { stream, node, bytes: 0, room: Vec::new() }),
+            Err(source) => Err(MigrateError::Unreachable { node, source }),
+        }
+    }
+
+    /// Offers a process.
+    pub(super) fn offer(&mut self, offer: Offer) -> Result<(), MigrateError> {
+        if self.stream.is_sealed() {
+            self.stream.send_message(&offer, &[])?;
+        } else {
+            self.stream.send_message(&NodeRequest::Receive(offer), &[])?;
+        }
+        self.reply().map(drop)
+    }
+
+    pub(super) fn send(&mut self, message: &FromSource, descriptors: &[RawFd]) -> Result<(), FrameError> {
+        let mut bytes = frame::encode(message)?;
+        let step = match message {
+            FromSource::Pages(_) => Step::SourcePages,
+            _ => Step::SourceImage,
+        };
+        match faults::of_message(step) {
+            Some(Action::Corrupt) => bytes[4..].iter_mut().for_each(|byte| *byte ^= 0xa5),
+            Some(Action::Duplicate) => self.stream.send(&bytes.clone())?,
+            _ => {}
+        }
+        self.stream.send_frame(&bytes, descriptors)?;
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// The process stands still: nothing may take long any more.
+    pub(super) fn hurry(&self) -> Result<(), FrameError> {
+        Ok(self.stream.set_patience(Some(STOP))?)
+    }
+
+    pub(super) fn reply(&mut self) -> Result<Ticket, MigrateError> {
+        match self.stream.receive_message(MAX_MESSAGE)?.0 {
+            Reply::Ready(ticket) => Ok(ticket),
+            Reply::Refused(reason) => Err(MigrateError::Refused { node: self.node.clone(), reason }),
+        }
+    }
+}
+
+impl Link {
+    /// Sends what pages hold; nobody may free their frames meanwhile.
+    pub(super) fn send_pages(
+        &mut self,
+        kernel: &Kernel,
+        owner: Owner,
+        stretches: &[Stretch],
+        round: &mut Round,
+    ) -> Result<(), MigrateError> {
+        let ram = kernel.machine.ram();
+        let mut runs: Vec<Run> = Vec::new();
+        let mut places: Vec<libc::iovec> = Vec::new();
+        for stretch in stretches {
+            for i in 0..stretch.count {
+                let page = stretch.page + u64::from(i);
+                let content = match stretch.frame {
+                    None => Content::Nothing,
+                    Some(first) if ram.is_zero(first.offset(i)) => {
+                        if stretch.is_zero_by_default {
+                            continue;
+                        }
+                        round.zeros += 1;
+                        Content::Zeros
+                    }
+                    Some(first) => {
+                        round.pages += 1;
+                        add_place(&mut places, ram.host_address(), first.offset(i));
+                        Content::Bytes
+                    }
+                };
+                match runs.last_mut() {
+                    Some(run)
+                        if run.first + u64::from(run.count) == page
+                            && run.large == stretch.large
+                            && run.content == content =>
+                    {
+                        run.count += 1;
+                    }
+                    _ => runs.push(Run { owner, first: page, count: 1, large: stretch.large, content }),
+                }
+            }
+        }
+        if runs.is_empty() {
+            return Ok(());
+        }
+        self.send(&FromSource::Pages(runs), &[])?;
+        self.bytes += places.iter().map(|place| place.iov_len as u64).sum::<u64>();
+        let written = match &mut self.stream {
+            // SAFETY: the places are frames of the guest's memory, which is mapped for as long as the kernel is.
+            Stream::Local(stream) => unsafe { write_all(stream, &mut places) },
+            // SAFETY: likewise.
+            stream => unsafe { seal_all(stream, &places, &mut self.room) },
+        };
+        Ok(written.map_err(FrameError::from)?)
+    }
+}
+
+fn add_place(places: &mut Vec<libc::iovec>, base: *mut u8, frame: Frame) {
+    let at = base.wrapping_add(frame.address().raw() as usize);
+    if let Some(last) = places.last_mut()
+        && last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == at
+    {
+        last.iov_len += PAGE_SIZE as usize;
+    } else {
+        places.push(libc::iovec { iov_base: at.cast(), iov_len: PAGE_SIZE as usize });
+    }
+}
+
+/// Writes all places.
+///
+/// # Safety
+/// They must be valid for reads until it returns.
+unsafe fn write_all(stream: &UnixStream, places: &mut [libc::iovec]) -> io::Result<()> {
+    const MOST: usize = libc::UIO_MAXIOV as usize;
+    let mut rest = places;
+    while !rest.is_empty() {
+        let count = rest.len().min(MOST) as libc::c_int;
+        // SAFETY: as the caller promises.
+        let put = unsafe { libc::writev(stream.as_raw_fd(), rest.as_ptr(), count) };
+        match put {
+            ..0 => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            put => rest = skip(rest, put as usize),
+        }
+    }
+    Ok(())
+}
+
+/// The same over a connection that seals what it sends.
+///
+/// # Safety
+/// As of [`write_all`]. They may be written meanwhile: what was is sent again in a later round.
+unsafe fn seal_all(stream: &mut Stream, places: &[libc::iovec], room: &mut Vec<u8>) -> io::Result<()> {
+    const AT_ONCE: usize = 256 << 10;
+    room.clear();
+    room.reserve(AT_ONCE);
+    for place in places {
+        let mut done = 0;
+        while done < place.iov_len {
+            let count = (AT_ONCE - room.len()).min(place.iov_len - done);
+            let from = place.iov_base.cast::<u8>().cast_const().wrapping_add(done);
+            // SAFETY: so many bytes can be read, as the caller promises, and there is room for them.
+            unsafe {
+                std::ptr::copy_nonoverlapping(from, room.as_mut_ptr().add(room.len()), count);
+                room.set_len(room.len() + count);
+            }
+            done += count;
+            if room.len() == AT_ONCE {
+                stream.send(room)?;
+                room.clear();
+            }
+        }
+    }
+    stream.send(room)
+}

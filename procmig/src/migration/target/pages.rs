@@ -1,0 +1,191 @@
+//! Memory that comes, in frames of this node's own.
+
+use super::ReceiveError;
+use crate::kernel::Kernel;
+use crate::kernel::links::Link;
+use crate::migration::skip;
+use crate::migration::wire::{Content, Owner, Run, bytes_of};
+use crate::mm::image::ImageError;
+use crate::wire::stream::Stream;
+use nix::errno::Errno;
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use vmm::addr::{Frame, PAGE_SIZE};
+use vmm::frames::{AtLimit, FRAMES_PER_BLOCK};
+
+/// Frames by page number. Large pages are held by their first page.
+#[derive(Default)]
+pub(super) struct Pages {
+    pub(super) small: BTreeMap<u64, Frame>,
+    pub(super) large: BTreeMap<u64, Frame>,
+}
+
+/// The first page of the large page around one.
+fn block_of(page: u64) -> u64 {
+    page / u64::from(FRAMES_PER_BLOCK) * u64::from(FRAMES_PER_BLOCK)
+}
+
+impl Pages {
+    /// The frame of a page that is here.
+    fn get(&self, page: u64) -> Option<Frame> {
+        let block = block_of(page);
+        match self.large.get(&block) {
+            Some(first) => Some(first.offset((page - block) as u32)),
+            None => self.small.get(&page).copied(),
+        }
+    }
+}
+
+/// Memory that has come.
+pub(super) struct Hold<'a> {
+    pub(super) kernel: &'a Arc<Kernel>,
+    /// The deputy's, if that is at another host.
+    pub(super) link: Option<Arc<Link>>,
+    pub(super) space: Pages,
+    pub(super) objects: HashMap<u32, Pages>,
+}
+
+impl<'a> Hold<'a> {
+    /// Nothing yet.
+    pub(super) fn new(kernel: &'a Arc<Kernel>, link: Option<Arc<Link>>) -> Self {
+        Self { kernel, link, space: Pages::default(), objects: HashMap::new() }
+    }
+
+    /// Takes the pages of one message.
+    pub(super) fn take(&mut self, stream: &mut Stream, runs: &[Run]) -> Result<(), ReceiveError> {
+        bytes_of(runs).ok_or(ReceiveError::Wrong("too many pages at once"))?;
+        let ram = self.kernel.machine.ram();
+        let mut places: Vec<libc::iovec> = Vec::new();
+        let mut coming: Vec<Frame> = Vec::new();
+        for run in runs {
+            let pages = run.first..run.first + u64::from(run.count);
+            if run.content == Content::Nothing {
+                self.drop_pages(run.owner, pages);
+                continue;
+            }
+            for page in pages {
+                let frame = self.frame(run.owner, page, run.large)?;
+                if run.content == Content::Zeros {
+                    ram.zero(frame);
+                    continue;
+                }
+                coming.push(frame);
+                let at = ram.host_address().wrapping_add(frame.address().raw() as usize);
+                match places.last_mut() {
+                    Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == at => {
+                        last.iov_len += PAGE_SIZE as usize;
+                    }
+                    _ => places.push(libc::iovec { iov_base: at.cast(), iov_len: PAGE_SIZE as usize }),
+                }
+            }
+        }
+        // SAFETY: the places are frames that nobody else has yet.
+        unsafe { read_places(stream, &mut places) }?;
+        for frame in coming {
+            ram.note_written(frame.address(), PAGE_SIZE);
+        }
+        Ok(())
+    }
+
+    fn pages(&mut self, owner: Owner) -> &mut Pages {
+        match owner {
+            Owner::Space => &mut self.space,
+            Owner::Object(index) => self.objects.entry(index).or_default(),
+        }
+    }
+
+    /// Forgets pages: as many as are here, however many are claimed.
+    fn drop_pages(&mut self, owner: Owner, range: Range<u64>) {
+        let pages = match owner {
+            Owner::Space => &mut self.space,
+            Owner::Object(index) => match self.objects.get_mut(&index) {
+                Some(pages) => pages,
+                None => return,
+            },
+        };
+        // What is left of a large page is many small ones.
+        let blocks = block_of(range.start)..range.end;
+        let large: Vec<u64> = pages.large.range(blocks).map(|(&block, _)| block).collect();
+        for block in large {
+            if let Some(first) = pages.large.remove(&block) {
+                pages.small.extend((0..FRAMES_PER_BLOCK).map(|i| (block + u64::from(i), first.offset(i))));
+            }
+        }
+        let dropped: Vec<u64> = pages.small.range(range).map(|(&page, _)| page).collect();
+        let dropped: Vec<Frame> = dropped.iter().filter_map(|page| pages.small.remove(page)).collect();
+        self.kernel.machine.frames().release_all(&dropped);
+    }
+
+    /// The frame for a page, made if it is not there; it is zeros then.
+    fn frame(&mut self, owner: Owner, page: u64, large: bool) -> Result<Frame, ReceiveError> {
+        let kernel = self.kernel.clone();
+        let frames = kernel.machine.frames();
+        let pages = self.pages(owner);
+        if let Some(frame) = pages.get(page) {
+            return Ok(frame);
+        }
+        let block = block_of(page);
+        let is_free = || pages.small.range(block..block + u64::from(FRAMES_PER_BLOCK)).next().is_none();
+        if large
+            && is_free()
+            && let Some(first) = frames.allocate_block()
+        {
+            pages.large.insert(block, first);
+            return Ok(first.offset((page - block) as u32));
+        }
+        // A part of the memory is the node's own.
+        if frames.free() < crate::mm::RESERVED_FRAMES {
+            return Err(ImageError::OutOfMemory.into());
+        }
+        let frame = frames.allocate_for(vmm::accounts::Account::default(), AtLimit::Refuse);
+        let frame = frame.map_err(|_| ImageError::OutOfMemory)?;
+        pages.small.insert(page, frame);
+        Ok(frame)
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        let all = std::iter::once(&self.space).chain(self.objects.values());
+        let mut frames: Vec<Frame> = Vec::new();
+        for pages in all {
+            frames.extend(pages.small.values());
+            let of_block = |&first: &Frame| (0..FRAMES_PER_BLOCK).map(move |i| first.offset(i));
+            frames.extend(pages.large.values().flat_map(of_block));
+        }
+        self.kernel.machine.frames().release_all(&frames);
+    }
+}
+
+/// Reads the bytes of all places.
+///
+/// # Safety
+/// They must be valid for writes, and nobody else's, until it returns.
+unsafe fn read_places(stream: &mut Stream, places: &mut [libc::iovec]) -> io::Result<()> {
+    const MOST: usize = libc::UIO_MAXIOV as usize;
+    let mut rest = places;
+    while let Some(first) = rest.first() {
+        let got = match stream {
+            Stream::Local(stream) => {
+                let count = rest.len().min(MOST) as libc::c_int;
+                // SAFETY: as the caller promises.
+                Errno::result(unsafe { libc::readv(stream.as_raw_fd(), rest.as_ptr(), count) }).map_err(io::Error::from)
+            }
+            Stream::Sealed(_) => {
+                // SAFETY: as the caller promises; frames have no padding or invalid values.
+                let room = unsafe { std::slice::from_raw_parts_mut(first.iov_base.cast::<u8>(), first.iov_len) };
+                stream.receive(room, None).map(|got| got as isize)
+            }
+        };
+        match got {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(got) => rest = skip(rest, got as usize),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
