@@ -2,8 +2,7 @@
 
 use crate::name::NodeName;
 use crate::statedir::StateDir;
-use procmig::migration::record::{Event, Record};
-use procmig::wire::control::{MAX_MESSAGE, Migrate, NodeReply, NodeRequest, NodeStatus, ProcessStatus};
+use procmig::wire::control::{MAX_MESSAGE, NodeReply, NodeRequest, NodeStatus, ProcessStatus};
 use procmig::wire::frame::{self, FrameError};
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -88,30 +87,6 @@ pub fn processes(state: &StateDir, name: &NodeName) -> Result<Vec<ProcessStatus>
     match ask(state, name, &NodeRequest::Processes)? {
         NodeReply::Processes(processes) => Ok(processes),
         _ => Err(LinkError::Unexpected { name: name.clone() }),
-    }
-}
-
-/// Has a node send a process to another; while it goes on `tell` is told how.
-///
-/// # Errors
-/// [`LinkError::Refused`] if the process stays where it is.
-pub fn migrate(
-    state: &StateDir,
-    name: &NodeName,
-    order: &Migrate,
-    tell: &mut dyn FnMut(Event),
-) -> Result<Record, LinkError> {
-    let stream = connect(state, name)?;
-    let silent = |source| LinkError::Silent { name: name.clone(), source };
-    // However long a round takes: a node that is gone closes the connection.
-    frame::send(&stream, &NodeRequest::Migrate(order.clone()), &[]).map_err(silent)?;
-    loop {
-        match frame::receive(&stream, MAX_MESSAGE).map_err(silent)?.0 {
-            NodeReply::Migration(event) => tell(event),
-            NodeReply::Migrated(record) => return Ok(record),
-            NodeReply::Refused(why) => return Err(LinkError::Refused { name: name.clone(), why }),
-            _ => return Err(LinkError::Unexpected { name: name.clone() }),
-        }
     }
 }
 

@@ -155,6 +155,34 @@ pub const ALL: &[Case] = &[
         run: starts::mosrun_true,
     },
     Case {
+        name: "table-solve",
+        what: "minisat on another host (loopback), against native: MOSIX's Table I, no input or output",
+        unit: "s",
+        goal: Goal::Floor(1.003),
+        run: remote::solve,
+    },
+    Case {
+        name: "table-search",
+        what: "a search there, 90 MB in 10 min, against native",
+        unit: "s",
+        goal: Goal::Floor(1.014),
+        run: remote::search,
+    },
+    Case {
+        name: "table-simulate",
+        what: "a simulation there that writes 200 MB in 10 min, against native",
+        unit: "s",
+        goal: Goal::Floor(1.011),
+        run: remote::simulate,
+    },
+    Case {
+        name: "table-align",
+        what: "an aligner there, 480 MB in 10 min, against native",
+        unit: "s",
+        goal: Goal::Floor(1.013),
+        run: remote::align,
+    },
+    Case {
         name: "migrate-idle",
         what: "how long a process of 64 MiB stands still that goes to another node",
         unit: "ms",
@@ -181,6 +209,13 @@ pub const ALL: &[Case] = &[
         unit: "ms",
         goal: Goal::Ratio(0.5),
         run: migrate::sparse,
+    },
+    Case {
+        name: "migrate-sealed",
+        what: "a migration of 1 GiB of noise to another host (loopback), against a bare sealed stream to new memory",
+        unit: "ms",
+        goal: Goal::Ratio(1.67),
+        run: migrate::sealed,
     },
     Case {
         name: "python-start",

@@ -1,10 +1,11 @@
 //! The hidden `skein bench-guest`: one loop, run natively and in a node, that prints nanoseconds
 //! per operation.
 
-mod files;
+pub mod files;
 mod holding;
 mod memory;
 mod processes;
+mod work;
 
 use super::stats::Spread;
 use anyhow::Context;
@@ -13,7 +14,7 @@ use std::convert::Infallible;
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use memory::{Area, PAGE};
 
@@ -49,6 +50,8 @@ pub enum Loop {
     Pipe,
     /// Writes blocks of `--bytes` to standard output as long as somebody reads them
     Pour,
+    /// The same to TCP, sealed
+    PourSealed,
     /// Forks of a process with `--bytes` of memory
     Fork,
     /// Starts of /bin/true
@@ -57,6 +60,10 @@ pub enum Loop {
     HoldNoise,
     /// The same with zeros and text
     HoldHalf,
+    /// Computes for `--count` microseconds eight times, and reads a block of `--bytes` of the file `--path` after each
+    WorkAndRead,
+    /// The same, and writes
+    WorkAndWrite,
     /// Answers requests on standard input, a socket, until it ends
     Echo,
 }
@@ -116,14 +123,24 @@ pub fn main(args: GuestArgs) -> anyhow::Result<()> {
         Loop::HoldNoise => match holding::hold(args.bytes, args.count, holding::Content::Noise)? {},
         Loop::HoldHalf => match holding::hold(args.bytes, args.count, holding::Content::Half)? {},
         Loop::Pour => return files::pour(args.bytes),
+        Loop::PourSealed => return files::pour_sealed(args.bytes),
         Loop::Fork => processes::forked(args.bytes, args.count)?,
         Loop::Spawn => processes::spawned(args.count)?,
         // SAFETY: it takes no argument and cannot fail.
         Loop::Getppid => always(args.count, || unsafe { libc::syscall(libc::SYS_getppid) }),
+        Loop::WorkAndRead => worked(&args, false)?,
+        Loop::WorkAndWrite => worked(&args, true)?,
         Loop::Echo => return echo(),
     };
     Ok(crate::output::print(&format!("{nanos}\n"))?)
 }
+
+fn worked(args: &GuestArgs, writes: bool) -> std::io::Result<f64> {
+    work::work(Path::new(&args.path), args.bytes, WORK_STEPS, Duration::from_micros(args.count), writes)
+}
+
+/// Blocks of a [`Loop::WorkAndRead`].
+pub const WORK_STEPS: u64 = 8;
 
 /// Most batches that a loop is measured in.
 const BATCHES: u64 = 51;

@@ -1,19 +1,22 @@
-//! Migrations between two nodes of the host.
+//! Migrations between two nodes of the host, and between two hosts.
 
-use super::guest::{Area, GuestArgs, Loop};
+use super::guest::{Area, GuestArgs, Loop, files};
+use super::remote;
 use super::report::Outcome;
 use super::setting::Bench;
 use super::stats::{Spread, pairs};
+use crate::client::Client;
+use crate::cluster::wire::message::Manner;
+use crate::hostd::protocol::Migrate;
 use crate::name::NodeName;
-use crate::nodelink;
-use crate::sandbox::check_interrupted;
+use crate::sandbox::{Sandbox, check_interrupted};
 use anyhow::{Context, ensure};
 use procmig::migration::record::Record;
-use procmig::wire::control::{Migrate, Way};
+use procmig::wire::sealed::SealedStream;
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -23,23 +26,31 @@ const MAX_FREEZE: u64 = 20_000;
 /// Bytes of a write of the bare stream, as of a round's batch.
 const BLOCK: usize = 2 << 20;
 
-/// Another node beside the bench's, until this is dropped.
-struct Other<'a> {
-    bench: &'a Bench,
-    node: NodeName,
+/// Where a process goes from the bench's node, and back.
+enum Other<'a> {
+    /// Another node of the host, until this is dropped.
+    Node(&'a Bench, NodeName),
+    /// Another host, over loopback.
+    Host { bench: &'a Bench, _other: Sandbox },
 }
 
 impl<'a> Other<'a> {
     fn launch(bench: &'a Bench) -> anyhow::Result<Self> {
         let node: NodeName = "other".parse()?;
         bench.sandbox.launch(node.clone(), None)?;
-        Ok(Self { bench, node })
+        Ok(Self::Node(bench, node))
+    }
+
+    fn bench(&self) -> &'a Bench {
+        let (Self::Node(bench, _) | Self::Host { bench, .. }) = self;
+        bench
     }
 
     /// Starts a process that holds memory.
     fn hold(&self, which: Loop, bytes: usize, rate: u64) -> anyhow::Result<Holder<'_>> {
-        let program = self.bench.loop_of(&GuestArgs { bytes, ..GuestArgs::new(which, rate) })?;
-        let mut command = self.bench.sandbox.mosrun(&self.bench.node, &program)?;
+        let bench = self.bench();
+        let program = bench.loop_of(&GuestArgs { bytes, ..GuestArgs::new(which, rate) })?;
+        let mut command = bench.sandbox.mosrun(&bench.node, &program)?;
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let mut holder = Holder { other: self, child, is_away: false };
         let mut line = String::new();
@@ -54,7 +65,9 @@ impl<'a> Other<'a> {
 
 impl Drop for Other<'_> {
     fn drop(&mut self) {
-        let _ = self.bench.sandbox.stop(self.node.clone());
+        if let Self::Node(bench, node) = self {
+            let _ = bench.sandbox.stop(node.clone());
+        }
     }
 }
 
@@ -66,23 +79,19 @@ struct Holder<'a> {
 }
 
 impl Holder<'_> {
-    /// Has it go to the other node.
+    /// Has it go to the other node, or back.
     fn migrate(&mut self) -> anyhow::Result<Record> {
         check_interrupted()?;
-        let (here, there) = (&self.other.bench.node, &self.other.node);
-        let (from, to) = if self.is_away { (there, here) } else { (here, there) };
-        let state = self.other.bench.sandbox.state();
-        let order = Migrate {
-            pid: self.child.id() as i32,
-            home: None,
-            way: Way::Socket(state.node_socket(to).as_os_str().as_bytes().to_vec()),
-            host: None,
-            node: to.to_string(),
-            shown: to.to_string(),
-            max_freeze_micros: MAX_FREEZE,
-            bandwidth: None,
+        let bench = self.other.bench();
+        let to = match self.other {
+            _ if self.is_away => format!("home/{}", bench.node),
+            Other::Node(_, node) => node.to_string(),
+            Other::Host { .. } => "other".to_owned(),
         };
-        let record = nodelink::migrate(state, from, &order, &mut |_| {})?;
+        let to = to.strip_prefix("home/").filter(|_| matches!(self.other, Other::Node(..))).unwrap_or(&to);
+        let manner = Manner { max_freeze_micros: MAX_FREEZE, bandwidth: None };
+        let order = Migrate { pid: self.child.id() as i32, home: None, to: to.to_owned(), manner };
+        let record = Client::connect_or_start(bench.sandbox.state())?.migrate(order, &mut |_| {})?;
         self.is_away = !self.is_away;
         Ok(record)
     }
@@ -145,12 +154,37 @@ pub fn stream(bench: &Bench) -> anyhow::Result<Outcome> {
     Ok(outcome.with_note(note))
 }
 
+/// The same to another host, against a stream that is sealed likewise and does nothing else.
+pub fn sealed(bench: &Bench) -> anyhow::Result<Outcome> {
+    let bytes = bench.pick(1 << 30, 1 << 28);
+    let other = Other::Host { bench, _other: remote::other_host(bench)? };
+    let mut holder = other.hold(Loop::HoldNoise, bytes, 0)?;
+    let migration = || Ok(holder.migrate()?.total_micros as f64 / 1e3);
+    let outcome = Outcome::of(&pairs(bench.pick(9, 3), || poured_sealed(bench, bytes), migration)?);
+    let rate = |spread: Option<Spread>| spread.map_or(0.0, |spread| bytes as f64 / 1e6 / spread.median);
+    let note = format!("GB/s: {:.2}, of the bare stream {:.2}", rate(outcome.skein), rate(outcome.peer));
+    Ok(outcome.with_note(note))
+}
+
 /// Milliseconds in which another process sends so many bytes over a Unix stream to new memory.
 fn poured(bench: &Bench, bytes: usize) -> anyhow::Result<f64> {
-    let (mut ours, theirs) = UnixStream::pair()?;
+    let (ours, theirs) = UnixStream::pair()?;
+    pour(bench, Loop::Pour, bytes, theirs.into(), ours)
+}
+
+/// The same over sealed TCP.
+fn poured_sealed(bench: &Bench, bytes: usize) -> anyhow::Result<f64> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let ours = TcpStream::connect(listener.local_addr()?)?;
+    let (theirs, _) = listener.accept()?;
+    pour(bench, Loop::PourSealed, bytes, theirs.into(), SealedStream::new(ours, files::sealing())?)
+}
+
+fn pour(bench: &Bench, which: Loop, bytes: usize, theirs: OwnedFd, mut ours: impl Read) -> anyhow::Result<f64> {
     let mut command = bench.sandbox.command("skein")?;
-    command.args(["bench-guest", "pour", "--bytes", &BLOCK.to_string()]).stdin(Stdio::null());
-    let mut child = command.stdout(Stdio::from(OwnedFd::from(theirs))).spawn()?;
+    let args = GuestArgs { bytes: BLOCK, ..GuestArgs::new(which, 0) };
+    command.arg("bench-guest").args(args.as_arguments()).stdin(Stdio::null());
+    let mut child = command.stdout(Stdio::from(theirs)).spawn()?;
     // It holds the other end until it is gone.
     drop(command);
     let mut first = vec![1; BLOCK];

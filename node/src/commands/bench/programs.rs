@@ -11,11 +11,15 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::process::Command;
 
+/// How `mosrun` is told where to run.
+type Where<'a> = &'a [&'a str];
+
 /// Measures a CPU-bound program by the clock, without what `idle`, the same program with nothing to do,
 /// takes on the same side: how long a program takes to start is another row's matter. How much CPU time
 /// it takes, which other programs of the machine disturb less, is remarked.
 fn cpu_bound(
     bench: &Bench,
+    place: Where<'_>,
     count: usize,
     program: &[String],
     idle: &[String],
@@ -23,14 +27,19 @@ fn cpu_bound(
 ) -> anyhow::Result<Outcome> {
     let cpu = RefCell::new(Vec::new());
     let starts = RefCell::new([Vec::new(), Vec::new()]);
-    let walls = bench.both(count, program, |command| {
+    let there = |program: &[String]| {
+        let mut command = bench.sandbox.command("mosrun")?;
+        command.args(place).args(program);
+        anyhow::Ok(command)
+    };
+    let walls = bench.both_at(place, count, program, |command| {
         let is_native = command.get_program() == program[0].as_str();
         let idle = if is_native {
             let mut command = Command::new(&idle[0]);
             command.args(&idle[1..]);
             command
         } else {
-            bench.sandbox.mosrun(&bench.node, idle)?
+            there(idle)?
         };
         // Just before, so that both are made in the same state of the machine.
         let start = seconds(idle, statuses)?;
@@ -46,6 +55,8 @@ fn cpu_bound(
     let times = |of: bool| cpu.borrow().iter().filter(|taken| taken.0 == of).map(|taken| taken.1).collect::<Vec<_>>();
     let cpu = Spread::of(times(false)).zip(Spread::of(times(true))).map(|(node, native)| node.tenth / native.tenth);
     let starts = format!("less the starts of {:.0} and {:.0} ms", native.tenth * 1e3, node.tenth * 1e3);
+    // What it takes elsewhere is not known here.
+    let cpu = cpu.filter(|_| place.contains(&bench.node.as_str()));
     let cpu = cpu.map_or(String::new(), |ratio| format!("; CPU time, with them: {ratio:.3}"));
     Ok(Outcome::of(&walls).with_note(starts + &cpu))
 }
@@ -56,11 +67,16 @@ pub fn awk(bench: &Bench) -> anyhow::Result<Outcome> {
     // The most that was thought to fit: a trial may have been disturbed.
     let trials: Vec<u32> = (0..5).map(|_| awk_iterations(0.2)).collect::<anyhow::Result<_>>()?;
     let program = awk_loop(trials.into_iter().max().unwrap_or(1));
-    cpu_bound(bench, bench.pick(121, 5), &program, &awk_loop(0), &[0])
+    cpu_bound(bench, &["--node", bench.node.as_str()], bench.pick(121, 5), &program, &awk_loop(0), &[0])
 }
 
 /// A random instance.
 pub fn minisat(bench: &Bench) -> anyhow::Result<Outcome> {
+    solver(bench, &["--node", bench.node.as_str()])
+}
+
+/// The same anywhere.
+pub fn solver(bench: &Bench, place: Where<'_>) -> anyhow::Result<Outcome> {
     if !installed("minisat") {
         return Ok(Outcome::none("not installed; apt install minisat".to_owned()));
     }
@@ -72,7 +88,7 @@ pub fn minisat(bench: &Bench) -> anyhow::Result<Outcome> {
     let program = solve("instance.cnf", random_3sat(220, 20))?;
     let idle = solve("trivial.cnf", "p cnf 1 1\n1 0\n".to_owned())?;
     // 10 is satisfiable, 20 is not.
-    cpu_bound(bench, bench.pick(91, 5), &program, &idle, &[10, 20])
+    cpu_bound(bench, place, bench.pick(91, 5), &program, &idle, &[10, 20])
 }
 
 /// A random 3-SAT instance in DIMACS form, near the ratio of clauses to variables where they are hardest.

@@ -1,6 +1,7 @@
 //! Programs on another host, which is one of this machine, over loopback.
 
-use super::guest::{GuestArgs, Loop, REPLY, REQUEST, timed};
+use super::guest::{GuestArgs, Loop, REPLY, REQUEST, WORK_STEPS, timed};
+use super::programs;
 use super::report::Outcome;
 use super::setting::{Bench, printed};
 use super::stats::pairs;
@@ -10,10 +11,13 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// Has the bench's host and a second one be a cluster; the second runs until it is dropped.
-fn other_host(bench: &Bench) -> anyhow::Result<Sandbox> {
+pub(super) fn other_host(bench: &Bench) -> anyhow::Result<Sandbox> {
     let other = Sandbox::start()?;
+    // That of an earlier benchmark is gone.
+    let _ = said(bench.sandbox.command("skein")?.args(["cluster", "leave", "--force"]));
     let listen = ["--listen", "127.0.0.1:0"];
     said(bench.sandbox.command("skein")?.args(["cluster", "init", "--host-name", "home"]).args(listen))?;
     let token = said(bench.sandbox.command("skein")?.args(["cluster", "invite"]))?;
@@ -41,6 +45,61 @@ pub fn call(bench: &Bench) -> anyhow::Result<Outcome> {
     };
     let outcome = Outcome::of(&pairs(bench.pick(11, 3), || round_trip(bench, count), guest)?);
     Ok(outcome.with_note("the network is loopback, where nothing hides what encryption and an exit take".to_owned()))
+}
+
+/// A program that runs elsewhere and does no more than a hundredth of its time for input and output, against itself
+/// natively: as MOSIX's Table I has it. There each program ran for ten minutes; here each block is read or written
+/// after as much computing as there, and there are fewer.
+fn table(bench: &Bench, which: Loop, block: usize, between: Duration) -> anyhow::Result<Outcome> {
+    let _other = other_host(bench)?;
+    let path = bench.sandbox.directory().join("blocks");
+    std::fs::write(&path, vec![1; block * WORK_STEPS as usize])?;
+    let args = GuestArgs {
+        bytes: block,
+        path: path.display().to_string(),
+        ..GuestArgs::new(which, between.as_micros() as u64)
+    };
+    let program = bench.loop_of(&args)?;
+    let native = || {
+        let mut command = Command::new(&program[0]);
+        command.args(&program[1..]);
+        Ok(printed(command)? / 1e9)
+    };
+    let there = || {
+        let mut command = bench.sandbox.command("mosrun")?;
+        command.args(["-r", "other"]).args(&program);
+        Ok(printed(command)? / 1e9)
+    };
+    let outcome = Outcome::of(&pairs(bench.pick(31, 3), native, there)?);
+    let note =
+        format!("{WORK_STEPS} blocks of {} KiB, one after each {:.0} ms", block >> 10, between.as_secs_f64() * 1e3);
+    Ok(outcome.with_note(note))
+}
+
+/// Bytes that were moved in ten minutes, in blocks of so many: the time between two.
+fn between(bytes: u64, block: usize) -> Duration {
+    Duration::from_secs(600) / (bytes / block as u64) as u32
+}
+
+/// A search through 90 MB.
+pub fn search(bench: &Bench) -> anyhow::Result<Outcome> {
+    table(bench, Loop::WorkAndRead, 64 << 10, between(90_000_000, 64 << 10))
+}
+
+/// A simulation that writes 200 MB.
+pub fn simulate(bench: &Bench) -> anyhow::Result<Outcome> {
+    table(bench, Loop::WorkAndWrite, 32 << 10, between(200_000_000, 32 << 10))
+}
+
+/// An aligner that reads 480 MB.
+pub fn align(bench: &Bench) -> anyhow::Result<Outcome> {
+    table(bench, Loop::WorkAndRead, 64 << 10, between(480_000_000, 64 << 10))
+}
+
+/// A solver, which does nothing but compute.
+pub fn solve(bench: &Bench) -> anyhow::Result<Outcome> {
+    let _other = other_host(bench)?;
+    programs::solver(bench, &["-r", "other"])
 }
 
 /// Nanoseconds of a round trip over TCP to another process, with messages as long as a forwarded call's.

@@ -56,12 +56,28 @@ impl Bench {
         program: &[String],
         measure: impl Fn(Command) -> anyhow::Result<f64>,
     ) -> anyhow::Result<Vec<(f64, f64)>> {
+        self.both_at(&["--node", self.node.as_str()], count, program, measure)
+    }
+
+    /// The same where `mosrun` is told to run it.
+    pub fn both_at(
+        &self,
+        place: &[&str],
+        count: usize,
+        program: &[String],
+        measure: impl Fn(Command) -> anyhow::Result<f64>,
+    ) -> anyhow::Result<Vec<(f64, f64)>> {
         let native = || {
             let mut command = Command::new(&program[0]);
             command.args(&program[1..]);
             measure(command)
         };
-        pairs(count, native, || measure(self.sandbox.mosrun(&self.node, program)?))
+        let there = || {
+            let mut command = self.sandbox.command("mosrun")?;
+            command.args(place).args(program);
+            measure(command)
+        };
+        pairs(count, native, there)
     }
 
     /// A loop of `skein bench-guest` as a program.

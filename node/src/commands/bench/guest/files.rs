@@ -2,6 +2,7 @@
 
 use super::timed;
 use anyhow::{Context, bail};
+use procmig::wire::sealed::{Cipher, DirectionKeys, SealedStream, StreamKeys};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
@@ -55,14 +56,34 @@ pub fn pipe(block: usize, count: u64) -> anyhow::Result<f64> {
 
 /// Writes blocks to standard output until nobody reads them.
 pub fn pour(block: usize) -> anyhow::Result<()> {
+    pour_to(output()?, block)
+}
+
+/// The same to a socket, as sealed records.
+pub fn pour_sealed(block: usize) -> anyhow::Result<()> {
+    pour_to(SealedStream::new(output()?, sealing())?, block)
+}
+
+/// What seals the records of [`pour_sealed`]: nothing of it is secret.
+pub fn sealing() -> StreamKeys {
+    let direction = DirectionKeys { cipher: Cipher::Aes256Gcm, key: vec![5; 32], iv: [9; 12], number: 0 };
+    StreamKeys { send: direction.clone(), receive: direction }
+}
+
+/// Standard output, without the buffer of `std::io::stdout`.
+fn output() -> io::Result<File> {
     use std::os::fd::AsFd;
-    // Without the buffer of `std::io::stdout`.
-    let mut output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?))
+}
+
+fn pour_to(mut output: impl Write, block: usize) -> anyhow::Result<()> {
     let buffer = vec![3; block];
     loop {
         match output.write_all(&buffer) {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                return Ok(());
+            }
             Err(error) => return Err(error.into()),
         }
     }
