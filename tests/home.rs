@@ -112,9 +112,7 @@ extern "C" fn stop_shared() {
         if let Some(mover) = mover {
             let mut mover = mover.lock().unwrap_or_else(PoisonError::into_inner);
             mover.stop();
-            let tally = mover.tally();
-            let moved: u32 = tally.moved.values().sum();
-            eprintln!("{moved} migrations of {} processes; refused: {:#?}", tally.moved.len(), tally.refused);
+            eprintln!("{}", mover.tally());
         }
         for host in [Some(host), other.as_ref()].into_iter().flatten() {
             host.stop();

@@ -10,15 +10,55 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// Migrations that each process shall have, if it lives long enough.
+const ENOUGH: u32 = 5;
+/// A process that lives shorter may have fewer.
+const LONG: Duration = Duration::from_secs(1);
 
 /// What came of it.
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
-    /// Migrations of each process.
-    pub moved: BTreeMap<i32, u32>,
+    /// Each process that was seen.
+    pub seen: BTreeMap<i32, Life>,
     /// Refusals, by their sentences without numbers.
     pub refused: BTreeMap<String, u32>,
+}
+
+/// What was seen of a process.
+#[derive(Debug, Clone, Copy)]
+pub struct Life {
+    /// When it was seen first, and last.
+    pub from: Instant,
+    /// Last.
+    pub to: Instant,
+    /// Migrations.
+    pub moved: u32,
+    /// It was refused.
+    pub refused: u32,
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let moved: u32 = self.seen.values().map(|life| life.moved).sum();
+        let count = |is: &dyn Fn(&Life) -> bool| self.seen.values().filter(|life| is(life)).count();
+        let is_long = |life: &Life| life.to - life.from >= LONG;
+        writeln!(
+            f,
+            "{moved} migrations of {} processes; {} of them migrated",
+            self.seen.len(),
+            count(&|l| l.moved > 0)
+        )?;
+        writeln!(
+            f,
+            "{} lived for {LONG:?} or longer: {} migrated {ENOUGH} times or more, {} of the others were refused",
+            count(&is_long),
+            count(&|life| is_long(life) && life.moved >= ENOUGH),
+            count(&|life| is_long(life) && life.moved < ENOUGH && life.refused > 0),
+        )?;
+        write!(f, "refused: {:#?}", self.refused)
+    }
 }
 
 /// Moves processes until it is stopped.
@@ -126,13 +166,26 @@ fn turn(sockets: &[PathBuf], random: &mut Random, tally: &Mutex<Tally>) {
         std::thread::sleep(Duration::from_millis(1));
         return;
     }
-    let (pid, from) = all[random.below(all.len() as u64) as usize];
+    let (pid, from) = {
+        let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        for &(pid, _) in &all {
+            tally.seen.entry(pid).or_insert(Life { from: now, to: now, moved: 0, refused: 0 }).to = now;
+        }
+        // Those that have not gone often enough are the next.
+        let is_new = |&&(pid, _): &&(i32, usize)| tally.seen[&pid].moved + tally.seen[&pid].refused < ENOUGH;
+        let new: Vec<_> = all.iter().filter(is_new).copied().collect();
+        let all = if new.is_empty() { all } else { new };
+        all[random.below(all.len() as u64) as usize]
+    };
     let to = (from + 1 + random.below(sockets.len() as u64 - 1) as usize) % sockets.len();
     let result = migrate(pid, &sockets[from], &sockets[to]);
     let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
-    match result {
-        Ok(_) => *tally.moved.entry(pid).or_default() += 1,
-        Err(reason) => {
+    let life = tally.seen.get_mut(&pid);
+    match (result, life) {
+        (Ok(_), life) => life.into_iter().for_each(|life| life.moved += 1),
+        (Err(reason), life) => {
+            life.into_iter().for_each(|life| life.refused += 1);
             let reason: String = reason.chars().map(|c| if c.is_ascii_digit() { '#' } else { c }).collect();
             *tally.refused.entry(reason).or_default() += 1;
         }

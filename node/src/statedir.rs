@@ -6,6 +6,7 @@
 //! skeind.log    its log
 //! nodes/NAME.sock   the node's socket       nodes/NAME.pid   its PID; flock held by its VMM process
 //! nodes/NAME.log    its log
+//! nodes/whereabouts for each PID of home, which node has taken it last
 //! cluster/          certificate and keys, where the directory was chosen by --dir or SKEIN_DIR
 //! ```
 //! Whoever can write here can run programs as the user, so the directory must be the user's alone.

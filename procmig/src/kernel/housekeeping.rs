@@ -52,7 +52,7 @@ fn follow_deputies(kernel: &Kernel) {
             process.follow_remote_deputy();
             continue;
         }
-        match (deputy_is_stopped(process.pid), stopped) {
+        match (process_is_stopped(process.pid), stopped) {
             (Some(true), false) => process.stop(),
             (Some(false), true) => process.resume(),
             _ => {}
@@ -75,7 +75,7 @@ fn watch_cpu_limits(kernel: &Kernel) {
 }
 
 /// `None` if it cannot be told.
-fn deputy_is_stopped(pid: i32) -> Option<bool> {
+pub(super) fn process_is_stopped(pid: i32) -> Option<bool> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let state = stat.rsplit_once(')')?.1.trim_start().chars().next()?;
     Some(matches!(state, 'T' | 't'))

@@ -11,12 +11,15 @@ use crate::wire::inquiry::{File, Inquiry, LastUse, SegmentUse, Told};
 use nix::errno::Errno;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How long a process whose end is known at home may take to end here.
-const LINGER: std::time::Duration = std::time::Duration::from_millis(400);
+const LINGER: Duration = Duration::from_secs(2);
 /// How long reading a process's memory may take.
-const READING: std::time::Duration = std::time::Duration::from_millis(400);
+const READING: Duration = Duration::from_secs(4);
+
+/// How long a process that stands still waits for others.
+const HURRY: Duration = Duration::from_millis(200);
 
 /// Where a process is.
 pub enum Found {
@@ -59,6 +62,20 @@ impl Kernel {
         }
     }
 
+    /// The process of a home with this PID, if it is here, or about to be.
+    pub fn settled(&self, home: u32, pid: i32) -> Option<Arc<Process>> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let process = self.process_of(home, pid)?;
+            match process.presence() {
+                Presence::Here => return Some(process),
+                Presence::Gone => return None,
+                Presence::Arriving if Instant::now() >= deadline => return None,
+                Presence::Arriving => std::thread::sleep(LOOK),
+            }
+        }
+    }
+
     /// Answers another node.
     pub fn answer(&self, inquiry: &Inquiry) -> Told {
         match *inquiry {
@@ -81,9 +98,9 @@ impl Kernel {
     }
 
     /// How the nodes of this host use a segment themselves.
-    pub fn segment_uses(&self, id: i32) -> Vec<SegmentUse> {
+    pub fn segment_uses(&self, id: i32, limit: Duration) -> Vec<SegmentUse> {
         let (mappings, last) = self.segments.own_use(id);
-        let mut uses = self.neighbours.segment_uses(id);
+        let mut uses = self.neighbours.segment_uses(id, limit);
         uses.push(SegmentUse { node: std::process::id(), mappings: mappings as u64, last });
         uses
     }
@@ -92,7 +109,8 @@ impl Kernel {
     /// the last who did. Notes who it was.
     pub fn expect_segment(&self, id: i32) {
         let Some(pid) = last_user(id) else { return };
-        let uses = self.segment_uses(id);
+        // The process stands still meanwhile.
+        let uses = self.segment_uses(id, HURRY);
         if !uses.iter().any(|used| used.node == pid as u32) {
             self.segments.note(id, pid);
         } else if let Some(last) = latest(&uses) {

@@ -5,6 +5,7 @@
 //! looked up, and what a stopped deputy could not answer is answered. It is a hint: the node that it names says whether it has
 //! the process.
 
+use super::housekeeping::process_is_stopped;
 use super::lock;
 use crate::wire::control::{NodeReply, NodeRequest};
 use crate::wire::frame::{self, FrameError};
@@ -12,7 +13,7 @@ use crate::wire::inquiry::{Inquiry, MAX_TOLD, SegmentUse, Told};
 use crate::wire::usage::Usage;
 use nix::fcntl::OFlag;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -22,8 +23,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-/// How long others may take for an answer; a migration of who asks waits meanwhile.
-pub const PATIENCE: Duration = Duration::from_millis(500);
+/// How long others may take for an answer: longer than a machine that is overloaded makes them take.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one may take that has not answered before.
+const SHORT: Duration = Duration::from_millis(50);
 /// Between two questions about a process that is on its way.
 pub const LOOK: Duration = Duration::from_millis(1);
 /// The largest PID that Linux gives.
@@ -36,6 +39,8 @@ const KEPT: usize = 4;
 pub struct Neighbours {
     place: OnceLock<Place>,
     idle: Mutex<HashMap<u32, Vec<UnixStream>>>,
+    /// Those that have not answered in time.
+    silent: Mutex<HashSet<u32>>,
 }
 
 #[derive(Debug)]
@@ -84,28 +89,37 @@ impl Neighbours {
 
     /// Asks another node; `None` if it does not answer in time.
     pub fn ask(&self, node: u32, inquiry: &Inquiry, deadline: Instant) -> Option<Told> {
+        if process_is_stopped(node as i32) == Some(true) {
+            return None;
+        }
+        let is_silent = lock(&self.silent).contains(&node);
+        let deadline = if is_silent { deadline.min(Instant::now() + SHORT) } else { deadline };
+        let answer = self.ask_within(node, inquiry, deadline);
+        let mut silent = lock(&self.silent);
+        match &answer {
+            Ok(_) => drop(silent.remove(&node)),
+            Err(error) => {
+                tracing::debug!(node, error = %crate::chain(error), "a node of this host does not answer");
+                if matches!(error, FrameError::Io(error) if error.kind() == io::ErrorKind::WouldBlock) {
+                    silent.insert(node);
+                }
+            }
+        }
+        answer.ok()
+    }
+
+    fn ask_within(&self, node: u32, inquiry: &Inquiry, deadline: Instant) -> Result<Told, FrameError> {
         // One that was kept may have been given up by the other side.
         while let Some(stream) = self.take_kept(node) {
             match converse(&stream, inquiry, deadline) {
-                Ok(told) => return Some(self.keep(node, stream, told)),
-                Err(FrameError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Ok(told) => return Ok(self.keep(node, stream, told)),
+                Err(FrameError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Err(error.into()),
                 Err(_) => {}
             }
         }
-        let stream = match self.connect(node) {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::debug!(node, %error, "a node of this host cannot be asked");
-                return None;
-            }
-        };
-        match converse(&stream, inquiry, deadline) {
-            Ok(told) => Some(self.keep(node, stream, told)),
-            Err(error) => {
-                tracing::debug!(node, error = %crate::chain(&error), "a node of this host does not answer");
-                None
-            }
-        }
+        let stream = self.connect(node)?;
+        let told = converse(&stream, inquiry, deadline)?;
+        Ok(self.keep(node, stream, told))
     }
 
     fn take_kept(&self, node: u32) -> Option<UnixStream> {
@@ -126,6 +140,7 @@ impl Neighbours {
         let all = self.all();
         let known: Vec<u32> = all.iter().map(|&(pid, _)| pid).collect();
         lock(&self.idle).retain(|node, _| known.contains(node));
+        lock(&self.silent).retain(|node| known.contains(node));
         let (_, path) = all.into_iter().find(|&(pid, _)| pid == node).ok_or(io::ErrorKind::NotFound)?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -154,9 +169,9 @@ impl Neighbours {
         }
     }
 
-    /// How other nodes use a System V segment themselves.
-    pub fn segment_uses(&self, id: i32) -> Vec<SegmentUse> {
-        let deadline = Instant::now() + PATIENCE;
+    /// How other nodes use a System V segment themselves, as far as they say it in time.
+    pub fn segment_uses(&self, id: i32, limit: Duration) -> Vec<SegmentUse> {
+        let deadline = Instant::now() + limit;
         let ask = |node: u32| match self.ask(node, &Inquiry::Segment { id }, deadline) {
             Some(Told::Segment { mappings, last }) => Some(SegmentUse { node, mappings, last }),
             _ => None,

@@ -115,8 +115,7 @@ pub fn migrate(
 ) -> Result<Record, MigrateError> {
     let started = Instant::now();
     let home = order.home.map_or(Some(0), |home| kernel.links.home(&home));
-    let process = home.and_then(|home| kernel.process_of(home, order.pid));
-    let process = process.filter(|process| process.presence() == Presence::Here);
+    let process = home.and_then(|home| kernel.settled(home, order.pid));
     let process = process.ok_or(MigrateError::NoProcess(order.pid))?;
     let space = check(kernel, &process)?;
     if order.host.is_some() {

@@ -3,6 +3,7 @@
 
 use super::{CallResult, Outcome, forward, refuse};
 use crate::kernel::guest::GuestThread;
+use crate::kernel::neighbours::PATIENCE;
 use crate::kernel::{inquiries, memory_short};
 use crate::mm::segments::Attachment;
 use crate::mm::{Backing, MapRequest, Protection, RegionFlags};
@@ -134,7 +135,7 @@ pub fn shmctl(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Ou
     // The node's part of an ended process lasts a little longer than the process.
     guest.kernel().leaving.wait(memory_short::LINGER);
     // Which segment an index means only home knows.
-    let mut before = (command == libc::IPC_STAT).then(|| guest.kernel().segment_uses(args[0] as i32));
+    let mut before = (command == libc::IPC_STAT).then(|| guest.kernel().segment_uses(args[0] as i32, PATIENCE));
     for tried in 1.. {
         let outcome = forward::forward(guest, cpu, libc::SYS_shmctl as u32, args);
         let id = match (command, outcome) {
@@ -142,7 +143,7 @@ pub fn shmctl(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Ou
             (SHM_STAT | SHM_STAT_ANY, Outcome::Return(id @ 0..)) => id as i32,
             _ => return outcome,
         };
-        let now = guest.kernel().segment_uses(id);
+        let now = guest.kernel().segment_uses(id, PATIENCE);
         if before.as_ref() == Some(&now) || tried == TRIES {
             let hidden = guest.with_memory(cpu, |memory| hide(memory, GuestVirtAddr(args[2]), &now));
             return hidden.map_or_else(|errno| Err(errno).into(), |()| outcome);
