@@ -17,6 +17,9 @@ const ENOUGH: u32 = 5;
 /// A process that lives shorter may have fewer.
 const LONG: Duration = Duration::from_secs(1);
 
+/// How many processes migrate at once: one that takes long must not keep the others where they are.
+const AT_ONCE: u64 = 3;
+
 /// What came of it.
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
@@ -35,8 +38,10 @@ pub struct Life {
     pub to: Instant,
     /// Migrations.
     pub moved: u32,
-    /// It was refused.
+    /// Refusals.
     pub refused: u32,
+    /// It is about to migrate.
+    is_moving: bool,
 }
 
 impl std::fmt::Display for Tally {
@@ -66,7 +71,7 @@ impl std::fmt::Display for Tally {
 pub struct Mover {
     stop: Arc<AtomicBool>,
     tally: Arc<Mutex<Tally>>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// SplitMix64.
@@ -133,14 +138,17 @@ impl Mover {
     /// Begins to move the processes of the nodes with these sockets.
     pub fn start(sockets: Vec<PathBuf>, seed: u64) -> Self {
         let (stop, tally) = (Arc::new(AtomicBool::new(false)), Arc::<Mutex<Tally>>::default());
-        let (stopped, counted) = (stop.clone(), tally.clone());
-        let thread = std::thread::spawn(move || {
-            let mut random = Random(seed);
-            while !stopped.load(Ordering::Relaxed) {
-                turn(&sockets, &mut random, &counted);
-            }
-        });
-        Self { stop, tally, thread: Some(thread) }
+        let one = |seed: u64| {
+            let (stop, tally, sockets) = (stop.clone(), tally.clone(), sockets.clone());
+            std::thread::spawn(move || {
+                let mut random = Random(seed);
+                while !stop.load(Ordering::Relaxed) {
+                    turn(&sockets, &mut random, &tally);
+                }
+            })
+        };
+        let threads = (0..AT_ONCE).map(|number| one(seed.wrapping_mul(AT_ONCE).wrapping_add(number))).collect();
+        Self { stop, tally, threads }
     }
 
     /// What came of it so far.
@@ -151,7 +159,7 @@ impl Mover {
     /// Stops.
     pub fn stop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
@@ -162,33 +170,38 @@ fn turn(sockets: &[PathBuf], random: &mut Random, tally: &Mutex<Tally>) {
     for (index, socket) in sockets.iter().enumerate() {
         all.extend(processes(socket).unwrap_or_default().into_iter().map(|process| (process.pid, index)));
     }
-    if all.is_empty() {
-        std::thread::sleep(Duration::from_millis(1));
-        return;
-    }
-    let (pid, from) = {
+    let chosen = {
         let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         for &(pid, _) in &all {
-            tally.seen.entry(pid).or_insert(Life { from: now, to: now, moved: 0, refused: 0 }).to = now;
+            tally.seen.entry(pid).or_insert(Life { from: now, to: now, moved: 0, refused: 0, is_moving: false }).to =
+                now;
         }
+        all.retain(|(pid, _)| !tally.seen[pid].is_moving);
         // Those that have not gone often enough are the next.
         let is_new = |&&(pid, _): &&(i32, usize)| tally.seen[&pid].moved + tally.seen[&pid].refused < ENOUGH;
         let new: Vec<_> = all.iter().filter(is_new).copied().collect();
         let all = if new.is_empty() { all } else { new };
-        all[random.below(all.len() as u64) as usize]
+        let chosen = all.get(random.below(all.len() as u64) as usize).copied();
+        if let Some((pid, _)) = chosen {
+            tally.seen.entry(pid).and_modify(|life| life.is_moving = true);
+        }
+        chosen
+    };
+    let Some((pid, from)) = chosen else {
+        std::thread::sleep(Duration::from_millis(1));
+        return;
     };
     let to = (from + 1 + random.below(sockets.len() as u64 - 1) as usize) % sockets.len();
     let result = migrate(pid, &sockets[from], &sockets[to]);
     let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
-    let life = tally.seen.get_mut(&pid);
-    match (result, life) {
-        (Ok(_), life) => life.into_iter().for_each(|life| life.moved += 1),
-        (Err(reason), life) => {
-            life.into_iter().for_each(|life| life.refused += 1);
-            let reason: String = reason.chars().map(|c| if c.is_ascii_digit() { '#' } else { c }).collect();
-            *tally.refused.entry(reason).or_default() += 1;
-        }
+    tally.seen.entry(pid).and_modify(|life| {
+        life.is_moving = false;
+        *(if result.is_ok() { &mut life.moved } else { &mut life.refused }) += 1;
+    });
+    if let Err(reason) = result {
+        let reason: String = reason.chars().map(|c| if c.is_ascii_digit() { '#' } else { c }).collect();
+        *tally.refused.entry(reason).or_default() += 1;
     }
     drop(tally);
     std::thread::sleep(Duration::from_micros(random.below(3000)));
