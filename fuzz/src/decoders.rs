@@ -14,7 +14,7 @@ use procmig::usermem::UserMemory;
 use procmig::wire::call::{MAX_PAYLOAD, ReplyHeader, RequestHeader};
 use procmig::wire::control::{MAX_MESSAGE, NodeReply, NodeRequest, ToDeputy, ToNode};
 use procmig::wire::frame;
-use procmig::wire::link::{LinkReply, RemoteAttach};
+use procmig::wire::link::{LinkReply, LinkRequest};
 use procmig::wire::op::{FileIdentity, LentFile, Op, ProgramFile};
 use serde::{Serialize, de::DeserializeOwned};
 use std::cell::RefCell;
@@ -177,7 +177,7 @@ pub fn message(data: &[u8]) {
         5 => decoded::<FileIdentity>(bytes),
         6 => decoded::<ProgramFile>(bytes),
         7 => decoded::<NodeRequest>(bytes),
-        8 => decoded::<RemoteAttach>(bytes),
+        8 => decoded::<LinkRequest>(bytes),
         9 => decoded::<LinkReply>(bytes),
         _ => decoded::<LentFile>(bytes),
     }

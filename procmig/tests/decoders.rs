@@ -19,7 +19,7 @@ use procmig::wire::call::ReplyHeader;
 use procmig::wire::control::{Attach, Ids, Link, NodeReply, NodeRequest, SigInfo, ToDeputy, ToNode};
 use procmig::wire::frame;
 use procmig::wire::inquiry::{File, Inquiry, Told};
-use procmig::wire::link::{LinkReply, RemoteAttach};
+use procmig::wire::link::{LinkReply, LinkRequest, RemoteAttach};
 use procmig::wire::op::{Disposition, LentFile, Op};
 use procmig::wire::sealed::{Cipher, DirectionKeys, StreamKeys};
 use vmm::addr::GuestVirtAddr;
@@ -138,6 +138,7 @@ fn a_damaged_message_is_an_error_at_worst() {
         max_threads: Some(3),
     };
     let remote = RemoteAttach { attach: attach.clone(), control: [7; 16], call: [8; 16] };
+    let remote = LinkRequest::Attach(Box::new(remote));
     let keys = |byte| DirectionKeys { cipher: Cipher::Aes256Gcm, key: vec![byte; 32], iv: [byte; 12], number: 2 };
     let keys = StreamKeys { send: keys(1), receive: keys(2) };
     let link = Link { keys, home: [3; 16], home_name: "home".into() };

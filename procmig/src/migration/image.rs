@@ -3,6 +3,7 @@
 use crate::signal::altstack::AltStack;
 use crate::signal::pending::PendingSignals;
 use crate::signal::set::SignalSet;
+use crate::wire::capped;
 use crate::wire::control::Ids;
 use crate::wire::op::FileIdentity;
 use crate::wire::usage::Usage;
@@ -12,6 +13,12 @@ use serde::{Deserialize, Serialize};
 pub const MAX_THREADS: usize = 4096;
 /// Most areas of an image, as of an address space.
 pub const MAX_REGIONS: usize = 65_530;
+/// Most arguments of an image.
+pub const MAX_ARGUMENTS: usize = 1 << 20;
+/// Most timers: those of `timer_create`, and three of `setitimer`.
+pub const MAX_TIMERS: usize = 4096 + 3;
+/// Most places of a program's code that were rewritten.
+pub const MAX_SITES: usize = 1024;
 /// Bytes of one thread's extended state, at most.
 pub const MAX_FPU: usize = 16 << 10;
 
@@ -27,6 +34,7 @@ pub struct ProcessImage {
     /// `comm`
     pub name: Vec<u8>,
     /// Arguments.
+    #[serde(deserialize_with = "capped::list::<_, _, MAX_ARGUMENTS>")]
     pub argv: Vec<Vec<u8>>,
     /// The program's absolute path.
     pub executable: Vec<u8>,
@@ -37,12 +45,15 @@ pub struct ProcessImage {
     /// The first stack pointer, and where arguments and environment start and end.
     pub places: [u64; 5],
     /// `RLIMIT_*` number, soft and hard limit.
+    #[serde(deserialize_with = "capped::list::<_, _, 64>")]
     pub limits: Vec<(u32, u64, u64)>,
     /// Signals that wait for any thread.
     pub pending: PendingSignals,
     /// What is done at each signal: handler, flags, restorer, mask.
+    #[serde(deserialize_with = "capped::list::<_, _, 64>")]
     pub actions: Vec<[u64; 4]>,
     /// Timers.
+    #[serde(deserialize_with = "capped::list::<_, _, MAX_TIMERS>")]
     pub timers: Vec<TimerImage>,
     /// The number that the next timer of `timer_create` gets.
     pub next_timer: i32,
@@ -75,6 +86,7 @@ pub struct ProcessImage {
     /// Most threads of it and all that it starts.
     pub max_threads: Option<u32>,
     /// Threads; the leader is the one whose TID is the PID, if it is there.
+    #[serde(deserialize_with = "capped::list::<_, _, MAX_THREADS>")]
     pub threads: Vec<ThreadImage>,
     /// Its address space.
     pub space: SpaceImage,
@@ -168,12 +180,16 @@ pub struct SpaceImage {
     /// Start and end of the heap.
     pub heap: (u64, u64),
     /// What areas show, by index.
+    #[serde(deserialize_with = "capped::list::<_, _, MAX_REGIONS>")]
     pub objects: Vec<ObjectImage>,
     /// Areas, ascending.
+    #[serde(deserialize_with = "capped::list::<_, _, MAX_REGIONS>")]
     pub regions: Vec<RegionImage>,
     /// System V segments: where they are attached, where in the deputy's memory, identifier, bytes, object.
+    #[serde(deserialize_with = "capped::list::<_, _, MAX_REGIONS>")]
     pub segments: Vec<(u64, u64, i32, u64, u32)>,
     /// Places in its code that were rewritten.
+    #[serde(deserialize_with = "capped::list::<_, _, MAX_SITES>")]
     pub sites: Vec<SiteImage>,
 }
 

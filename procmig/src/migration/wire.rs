@@ -7,6 +7,7 @@
 
 use super::cpu::CpuFeatures;
 use super::image::ProcessImage;
+use crate::wire::capped;
 use crate::wire::link::LinkId;
 use serde::{Deserialize, Serialize};
 use vmm::addr::PAGE_SIZE;
@@ -57,7 +58,7 @@ pub enum Reply {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum FromSource {
     /// Pages.
-    Pages(Vec<Run>),
+    Pages(#[serde(deserialize_with = "capped::list::<_, _, MAX_RUNS>")] Vec<Run>),
     /// The rest. The descriptors of the files that it maps follow, in messages of their own.
     Image(Box<ProcessImage>),
     /// Some of the descriptors, which the message passes.

@@ -8,10 +8,12 @@
 
 use super::bytes::Bytes;
 use super::call::SIGINFO_SIZE;
+use super::capped;
 use super::inquiry::{Inquiry, Told};
 use super::link::{ConnectionId, LinkId};
 use super::sealed::StreamKeys;
 use super::usage::Usage;
+use crate::migration::image::MAX_THREADS;
 use crate::migration::record::{Event, Record};
 use crate::migration::wire::{Offer, Ticket};
 use crate::vdso::distance::Clocks;
@@ -79,8 +81,10 @@ pub struct Adopt {
     /// Which process.
     pub ticket: Ticket,
     /// The threads.
+    #[serde(deserialize_with = "capped::list::<_, _, MAX_THREADS>")]
     pub threads: Vec<i32>,
     /// Their connections, from another host; on the same host the message passes the node's ends, in this order.
+    #[serde(deserialize_with = "capped::list::<_, _, MAX_THREADS>")]
     pub connections: Vec<ConnectionId>,
     /// There are others.
     pub more: bool,

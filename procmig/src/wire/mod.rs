@@ -12,6 +12,7 @@
 
 pub mod bytes;
 pub mod call;
+pub mod capped;
 pub mod control;
 pub mod file_kind;
 pub mod frame;
