@@ -26,7 +26,7 @@ use vmm::machine::Machine;
 
 /// How long a connection may take until it has shown that it knows its link's secret.
 const GREETING_TIME: Duration = Duration::from_secs(5);
-/// How long a connection that was named may take to come, and one that has come to be named.
+/// How long a connection that was named may take to come, and one that has come to be named, if there are many.
 const ARRIVAL: Duration = Duration::from_secs(10);
 /// Most connections that have not shown it yet, in all and from one address.
 const MOST_STRANGERS: usize = 256;
@@ -124,7 +124,10 @@ impl Link {
 
     fn bring(&self, connection: ConnectionId, stream: Stream) {
         let mut come = lock(&self.come);
-        come.retain(|_, (_, since)| since.elapsed() < ARRIVAL);
+        if come.len() >= MOST_UNNAMED {
+            // Those for a process that is to arrive may wait for as long as its memory takes.
+            come.retain(|_, (_, since)| since.elapsed() < ARRIVAL);
+        }
         if !self.has_ended() && come.len() < MOST_UNNAMED {
             come.entry(connection).or_insert((stream, Instant::now()));
             self.changed.notify_all();
