@@ -98,6 +98,13 @@ impl Network {
         self.run(&format!("ip link set v{} {}", host + 1, if plugged { "up" } else { "down" }));
     }
 
+    /// Has a host's cable carry so many bits a second each way, as `tc` takes them: `200mbit`.
+    pub fn limit(&self, host: usize, rate: &str) {
+        let shape = format!("root tbf rate {rate} burst 128kb latency 50ms");
+        self.run(&format!("tc qdisc replace dev v{} {shape}", host + 1));
+        self.hosts[host].sh(&format!("tc qdisc replace dev eth0 {shape}"));
+    }
+
     fn run(&self, script: &str) {
         let mut command = enter(&self.hub, self.user, &["--net"]);
         succeed(command.args(["sh", "-c", script]));

@@ -4,6 +4,7 @@
 mod clocks;
 mod ends;
 mod faults;
+mod slow;
 mod wandering;
 
 use skein_tests::home::Host;

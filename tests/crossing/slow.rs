@@ -1,0 +1,106 @@
+//! Links that are slower than memory.
+
+use crate::LATE;
+use skein_tests::home::{Home, elsewhere, skein_binary};
+use skein_tests::net::{NetHost, Network};
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+
+/// Two hosts of a cluster with a cable of so many bits a second; `None` where there are none.
+fn network(rate: &str) -> Option<Network> {
+    if !matches!(elsewhere(), Home::Ready(_)) {
+        eprintln!("not run: no hosts here");
+        return None;
+    }
+    let network = Network::new(2);
+    let [first, second] = network.hosts() else { panic!("two hosts") };
+    first.says(&["cluster", "init", "--name", "lab"]);
+    let token = first.says(&["cluster", "invite"]);
+    second.says(&["cluster", "join", token.trim()]);
+    network.limit(1, rate);
+    Some(network)
+}
+
+fn migrate(host: &NetHost, pid: &str, to: &str) -> serde_json::Value {
+    for _ in 0..LATE {
+        let output = host.skein(&["migrate", "--json", pid, to]);
+        if output.status.success() {
+            let said = String::from_utf8(output.stdout).expect("text");
+            return serde_json::from_str(said.lines().last().expect("a line")).expect("JSON");
+        }
+        eprintln!("to {to}: {output:?}");
+    }
+    panic!("it does not go to {to}");
+}
+
+#[test]
+fn a_process_crosses_a_slow_link_while_it_runs() {
+    const MIB: u64 = 48;
+    /// Bytes a second.
+    const RATE: u64 = 25_000_000;
+    let Some(network) = network("200mbit") else { return };
+    let [first, second] = network.hosts() else { panic!("two hosts") };
+    second.says(&["node", "launch"]);
+    // It writes to some of its memory all the time, and finds all of it as it should be when it is asked.
+    let program = format!(
+        "import hashlib, os, select, sys\nnoise = bytearray(os.urandom({MIB} << 20))\n\
+         first = hashlib.sha256(noise[1 << 20:]).hexdigest()\nprint('here', flush=True)\nn = 0\n\
+         while True:\n  n += 1\n  noise[n * 4096 % (1 << 20)] = n & 255\n\
+         \x20 if select.select([0], [], [], 0.001)[0]:\n    if not sys.stdin.readline(): break\n\
+         \x20   assert hashlib.sha256(noise[1 << 20:]).hexdigest() == first\n    print('here', flush=True)\n"
+    );
+    let mut command = first.command(skein_binary().expect("skein"));
+    command.args(["run", "/usr/bin/python3", "-c", &program]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("mosrun");
+    let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
+    let mut await_line = || {
+        let mut line = String::new();
+        output.read_line(&mut line).expect("a line");
+        assert_eq!(line, "here\n");
+    };
+    await_line();
+    let listed: Vec<serde_json::Value> = serde_json::from_str(&first.says(&["ps", "--json"])).expect("JSON");
+    let pid = listed[0]["pid"].to_string();
+    for to in ["host-2", "home"] {
+        let record = migrate(first, &pid, to);
+        let of = |what: &str| record[what].as_u64().expect("a number");
+        eprintln!("to {to}: {} bytes, {} us in all, {} us still", of("bytes"), of("total_micros"), of("freeze_micros"));
+        // It was this link that its memory went over, and not while it stood still.
+        assert!(of("bytes") > MIB << 20 && of("total_micros") > (MIB << 20) * 1_000_000 / RATE / 2, "{record}");
+        assert!(of("freeze_micros") < of("total_micros") / 2, "{record}");
+        child.stdin.as_mut().expect("a pipe").write_all(b"\n").expect("it reads");
+        await_line();
+    }
+    drop(child.stdin.take());
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+}
+
+/// As MOSIX's Table I has it: programs that compute, and read or write now and then.
+#[test]
+fn programs_that_compute_hardly_notice_a_gigabit_link() {
+    /// More than a loaded machine brings about.
+    const MOST: f64 = 1.5;
+    let Some(network) = network("1gbit") else { return };
+    let first = &network.hosts()[0];
+    let skein = skein_binary().expect("skein");
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    for (which, block, micros) in [("work-and-read", "65536", "81000"), ("work-and-write", "32768", "98000")] {
+        std::fs::write(file.path(), vec![1; 8 << 16]).expect("a file");
+        let path = file.path().to_str().expect("text");
+        let work = ["bench-guest", which, "--bytes", block, "--path", path, "--count", micros];
+        let run = |there: bool| -> f64 {
+            let mut command = first.command(&skein);
+            if there {
+                command.args(["run", "-r", "host-2"]).arg(&skein);
+            }
+            let output = command.args(work).stdin(Stdio::null()).output().expect("it runs");
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).expect("text").trim().parse().expect("a number")
+        };
+        run(true);
+        let mut ratios: Vec<f64> = (0..5).map(|_| run(true) / run(false)).collect();
+        ratios.sort_by(f64::total_cmp);
+        eprintln!("{which}: against native {ratios:.3?}");
+        assert!(ratios[0] < MOST, "{which}: {ratios:?}");
+    }
+}
