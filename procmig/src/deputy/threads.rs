@@ -85,6 +85,8 @@ impl Thread {
     /// From the control thread: has the thread serve another connection. What it has not read of the old one it
     /// still reads; what it writes to it is for nobody.
     pub(super) fn reconnect(&self, new: NewConnection) {
+        // The node that had it come near does not say any more that it may go.
+        self.near.part(self.tid);
         let served = &mut *lock(&self.served);
         if served.next.is_empty() {
             // Over a network a request may be on its way, and would be refused if both directions were shut.
