@@ -228,7 +228,8 @@ impl Kernel {
         let home = process.home();
         let has_parent = match self.process_of(home, parent).filter(|parent| parent.presence() == Presence::Here) {
             Some(parent) => parent.waits_for_children(),
-            None => home == 0 && self.neighbours.elsewhere(parent).is_some(),
+            // At another node, or on its way.
+            None => home == 0 && self.neighbours.place_of(parent).is_some(),
         };
         let mut usage = process.usage();
         usage.add(&process.children_usage());
