@@ -11,6 +11,7 @@ pub mod case;
 pub mod compare;
 pub mod guest;
 pub mod home;
+pub mod mishaps;
 pub mod mover;
 pub mod net;
 pub mod pty;

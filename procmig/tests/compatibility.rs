@@ -60,7 +60,9 @@ there that are served in a node of the same host:
   them (`multiprocessing` with locks, SQLite's write-ahead log, the linker of Go) do not.
 * System V shared memory: `shmat` answers `ENOSYS`.
 
-Clocks, CPU time and what `/proc/cpuinfo` leads a program to choose by `cpuid` are those of the host that it runs on.
+Clocks are home's. CPU time and what `/proc/cpuinfo` leads a program to choose by `cpuid` are those of the host that it
+runs on, and `/proc/PID` of another process shows what home knows of it. What has such memory when it is to migrate to
+another host stays at home, and `mosmigrate` says so.
 ";
 
 fn wrapped<'a>(names: impl Iterator<Item = &'a str>) -> String {

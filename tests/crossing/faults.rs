@@ -5,28 +5,12 @@ use crate::{Cluster, HOSTS, ended_well, numbered, says, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use skein_tests::home::{Home, elsewhere};
+use skein_tests::mishaps::{self, NODE_DIED, Then, goes_on, in_time};
 use skein_tests::mover::Random;
 use skein_tests::net::Network;
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Stdio};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
-
-/// What becomes of a migration with a fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Then {
-    /// It fails, the process goes on at the source, and a retry succeeds.
-    Stays,
-    /// It succeeds all the same.
-    Goes,
-    /// The node that had the process is dead, and so is it: its deputy says so.
-    Dies,
-    /// As `Stays`, but the target must be started anew first.
-    StaysWithoutTarget,
-    /// It is at the target, and the source is dead.
-    GoesWithoutSource,
-}
 
 use Then::{Dies, Goes, GoesWithoutSource, Stays, StaysWithoutTarget};
 
@@ -71,20 +55,6 @@ const FAULTS: [(&str, Then); 38] = [
     ("DeputyMoved=delay", Goes),
 ];
 
-/// The status of a `mosrun` whose node died.
-const NODE_DIED: i32 = 123;
-
-/// How often a fault is tried after which the program must go on within a second, since a machine that others load may
-/// keep it from running for as long.
-const ROUNDS: u32 = 3;
-
-fn with_fault(fault: &str, then: Then, home_first: bool) {
-    for round in 1..=ROUNDS {
-        let Some(late) = once_with_fault(fault, then, home_first) else { return };
-        assert!(round < ROUNDS, "it stood still for {late:?}");
-    }
-}
-
 /// How long the program stood still, if that was too long.
 fn once_with_fault(fault: &str, then: Then, home_first: bool) -> Option<Duration> {
     let (nodes, deputies) = if fault.starts_with("Deputy") { ("", fault) } else { (fault, "") };
@@ -106,15 +76,7 @@ fn once_with_fault(fault: &str, then: Then, home_first: bool) -> Option<Duration
         std::fs::remove_file(&mark).expect("the file");
     }
     let result = cluster.migrate(pid, to);
-    // At one node it goes on, within a second, or has come to its end; how it ended is looked at later.
-    let goes_on = |child: &mut Child| {
-        let (before, since) = (written(), Instant::now());
-        while written() <= before && child.try_wait().expect("a child").is_none() {
-            assert!(since.elapsed() < Duration::from_secs(20), "it stands still");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        Some(since.elapsed()).filter(|took| *took > Duration::from_secs(1))
-    };
+    // How it ended, if it has, is looked at later.
     let mut late = None;
     match then {
         Goes => {
@@ -123,7 +85,7 @@ fn once_with_fault(fault: &str, then: Then, home_first: bool) -> Option<Duration
         }
         Stays | StaysWithoutTarget => {
             assert!(result.is_err(), "it went");
-            late = goes_on(&mut child);
+            late = goes_on(&mut child, written);
             assert_eq!(cluster.at(pid), Some(from));
             if then == StaysWithoutTarget {
                 until("the target is gone", || !cluster.hosts[to].socket("node-1").exists());
@@ -148,7 +110,7 @@ fn once_with_fault(fault: &str, then: Then, home_first: bool) -> Option<Duration
         }
         GoesWithoutSource => {
             assert!(result.is_err());
-            late = goes_on(&mut child);
+            late = goes_on(&mut child, written);
         }
     }
     kill(Pid::from_raw(pid), Signal::SIGUSR1).expect("it runs");
@@ -162,25 +124,10 @@ fn at_each_step_a_fault_leaves_the_process_at_one_host() {
     // From home to another host, and back from there.
     let cases: Vec<(&str, Then, bool)> =
         FAULTS.iter().flat_map(|&(fault, then)| [(fault, then, true), (fault, then, false)]).collect();
-    let next = AtomicUsize::new(0);
-    let failed = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                while let Some(&(fault, then, home_first)) = cases.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    let ran = std::panic::catch_unwind(|| with_fault(fault, then, home_first));
-                    if let Err(panic) = ran {
-                        let why = panic.downcast_ref::<String>().cloned();
-                        let why = why.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-                        let way = if home_first { "from home" } else { "to home" };
-                        failed.lock().expect("no panic").push(format!("{fault} {way}: {}", why.unwrap_or_default()));
-                    }
-                }
-            });
-        }
-    });
-    let failed = failed.into_inner().expect("no panic");
-    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    let name = |&(fault, _, home_first): &(&str, _, bool)| {
+        format!("{fault} {}", if home_first { "from home" } else { "to home" })
+    };
+    mishaps::all(&cases, name, |&(fault, then, home_first)| in_time(|| once_with_fault(fault, then, home_first)));
 }
 
 /// Cables are pulled at moments that a seed decides, while the process goes to another host or comes back from there: it

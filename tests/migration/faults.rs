@@ -4,26 +4,9 @@ use crate::wandering::{ended_well, wander, wander_alone};
 use crate::{Pair, numbered, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use skein_tests::mishaps::{self, NODE_DIED, Then, goes_on, in_time};
 use std::io::{Read, Write};
-use std::process::Child;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-
-/// What becomes of a migration with a fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Then {
-    /// It fails, the process goes on at the source, and a retry succeeds.
-    Stays,
-    /// It succeeds all the same.
-    Goes,
-    /// The node that had the process is dead, and so is it: its deputy says so.
-    Dies,
-    /// As `Stays`, but the target must be started anew first.
-    StaysWithoutTarget,
-    /// It is at the target, and the source is dead.
-    GoesWithoutSource,
-}
 
 use Then::{Dies, Goes, GoesWithoutSource, Stays, StaysWithoutTarget};
 
@@ -67,21 +50,6 @@ const FAULTS: [(&str, Then); 37] = [
     ("DeputyMoved=delay", Goes),
 ];
 
-/// The status of a `mosrun` whose node died.
-const NODE_DIED: i32 = 123;
-
-/// How often a fault is tried after which the program must go on within a second, since a machine that others load may
-/// keep it from running for as long.
-const ROUNDS: u32 = 3;
-
-fn with_fault(fault: &str, then: Then) {
-    for round in 1..=ROUNDS {
-        let late = once_with_fault(fault, then);
-        let Some(late) = late else { return };
-        assert!(round < ROUNDS, "it stood still for {late:?}");
-    }
-}
-
 /// How long the program stood still, if that was too long.
 fn once_with_fault(fault: &str, then: Then) -> Option<Duration> {
     let (nodes, deputies) = if fault.starts_with("Deputy") { ("", fault) } else { (fault, "") };
@@ -95,15 +63,7 @@ fn once_with_fault(fault: &str, then: Then) -> Option<Duration> {
     let written = || std::fs::metadata(&file).map_or(0, |about| about.len());
     until("the program is at work", || written() > 0);
     let result = pair.migrate(pid);
-    // At one node it goes on, within a second, or has come to its end; how it ended is looked at later.
-    let goes_on = |child: &mut Child| {
-        let (before, since) = (written(), Instant::now());
-        while written() <= before && child.try_wait().expect("a child").is_none() {
-            assert!(since.elapsed() < Duration::from_secs(20), "it stands still");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        Some(since.elapsed()).filter(|took| *took > Duration::from_secs(1))
-    };
+    // How it ended, if it has, is looked at later.
     let mut late = None;
     match then {
         Goes => {
@@ -112,7 +72,7 @@ fn once_with_fault(fault: &str, then: Then) -> Option<Duration> {
         }
         Stays | StaysWithoutTarget => {
             assert!(result.is_err(), "it went");
-            late = goes_on(&mut child);
+            late = goes_on(&mut child, written);
             assert_eq!(pair.at(pid), Some('a'));
             if then == StaysWithoutTarget {
                 until("the target is gone", || !pair.socket("b").exists());
@@ -137,7 +97,7 @@ fn once_with_fault(fault: &str, then: Then) -> Option<Duration> {
         }
         GoesWithoutSource => {
             assert!(result.is_err());
-            late = goes_on(&mut child);
+            late = goes_on(&mut child, written);
         }
     }
     ended_well(child);
@@ -147,24 +107,8 @@ fn once_with_fault(fault: &str, then: Then) -> Option<Duration> {
 
 #[test]
 fn at_each_step_a_fault_leaves_the_process_at_one_node() {
-    let next = AtomicUsize::new(0);
-    let failed = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                while let Some(&(fault, then)) = FAULTS.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    let ran = std::panic::catch_unwind(|| with_fault(fault, then));
-                    if let Err(panic) = ran {
-                        let why = panic.downcast_ref::<String>().cloned();
-                        let why = why.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-                        failed.lock().expect("no panic").push(format!("{fault}: {}", why.unwrap_or_default()));
-                    }
-                }
-            });
-        }
-    });
-    let failed = failed.into_inner().expect("no panic");
-    assert!(failed.is_empty(), "{}", failed.join("\n"));
+    let name = |&(fault, _): &(&str, _)| fault.to_owned();
+    mishaps::all(&FAULTS, name, |&(fault, then)| in_time(|| once_with_fault(fault, then)));
 }
 
 #[test]
