@@ -261,6 +261,7 @@ mod tests {
                 state: 'R',
                 uid: u32::MAX,
                 home: Some("a-name".repeat(10)),
+                job: Some(u32::MAX),
             };
             let bytes = frame::encode(&NodeReply::Processes(vec![process; count])).expect("a message");
             assert!(bytes.len() <= MAX_MESSAGE, "{count} processes: {} bytes", bytes.len());

@@ -136,6 +136,7 @@ fn a_damaged_message_is_an_error_at_worst() {
         report: true,
         memory_limit: Some(1 << 20),
         max_threads: Some(3),
+        job: Some(4),
     };
     let remote = RemoteAttach { attach: attach.clone(), control: [7; 16], call: [8; 16] };
     let remote = LinkRequest::Attach(Box::new(remote));

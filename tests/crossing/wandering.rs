@@ -129,6 +129,35 @@ fn twenty_processes_cross_at_once() {
 }
 
 #[test]
+fn a_job_goes_as_a_whole_wherever_it_is() {
+    let Some(cluster) = Cluster::start(2) else { return };
+    let script = "sleep 1000 & sleep 1000 & echo here; wait";
+    let mut child = cluster.mosrun(&words(&["-J", "7", "bash", "-c", script]));
+    let other = cluster.mosrun(&words(&["/bin/cat"]));
+    let mut said = [0; 5];
+    child.stdout.as_mut().expect("a pipe").read_exact(&mut said).expect("a line");
+    let home = cluster.home();
+    let job = || -> Vec<serde_json::Value> {
+        serde_json::from_str(&home.mosps(&["-J", "7", "--json"]).expect("mosps")).expect("JSON")
+    };
+    // A child of a shell is one of the job when it is there, and has a program of its own soon.
+    crate::until("all of it runs", || job().iter().filter(|process| process["name"] == "sleep").count() == 2);
+    for (to, node) in [("one", "one/node-1"), ("home", "node-1")] {
+        let said = crate::says(home, &["migrate", "-J", "7", to]);
+        assert_eq!(said.lines().count(), 3, "{said}");
+        assert!(job().iter().all(|process| process["node"] == node), "{:?}", job());
+        assert_eq!(cluster.at(other.id() as i32), Some(0));
+    }
+    let none = home.skein(&["migrate", "-J", "8", "one"]).expect_err("there is no such job");
+    assert!(none.contains("no process runs of job 8"), "{none}");
+    for mut child in [child, other] {
+        // The group of processes that the shell leads is this test's own.
+        child.kill().expect("it runs");
+        child.wait().expect("it ends");
+    }
+}
+
+#[test]
 fn calls_that_wait_at_home_go_on_waiting() {
     let Some(cluster) = Cluster::start(3) else { return };
     let mut child = cluster.mosrun(&words(&["/bin/cat"]));

@@ -52,6 +52,7 @@ pub(crate) fn image(pid: i32) -> ProcessImage {
         stopped: false,
         memory_limit: None,
         max_threads: None,
+        job: None,
         threads: vec![ThreadImage {
             tid: pid,
             regs,

@@ -1,5 +1,6 @@
 //! `mosmigrate`: has a process go to another node while it runs.
 
+use super::mosps;
 use crate::cli::{DirArg, STATUSES};
 use crate::client::Client;
 use crate::cluster::wire::label::Label;
@@ -10,7 +11,7 @@ use crate::name::NodeName;
 use crate::nodelink;
 use crate::output::print;
 use crate::statedir::StateDir;
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use procmig::migration::record::{Event, Record, Round};
@@ -25,6 +26,9 @@ const MAX_FREEZE: Duration = Duration::from_millis(50);
 /// The process keeps its PID, terminal, files and signals: all that touches its environment is done by its deputy,
 /// which stays where it was started. If anything fails the process goes on where it is.
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "mosmigrate [OPTIONS] PID NODE|HOST|home|out\n       mosmigrate [OPTIONS] -J N NODE|HOST|home|out"
+)]
 #[command(after_help = format!("\
 EXAMPLE
   mosrun --node a sort big.txt &
@@ -32,14 +36,19 @@ EXAMPLE
   mosmigrate $! other-host         to a node of another host
   mosmigrate $! home               back to this host
   mosmigrate $! out                to any other node
+  mosmigrate -J 7 other-host       all of `mosrun -J 7 ...`
 
 {STATUSES}"))]
 pub struct MigrateArgs {
-    /// The process, as mosps and ps show it
-    pid: i32,
+    /// The process, as mosps and ps show it; with -J, where to
+    #[arg(value_name = "PID")]
+    first: String,
     /// The node or host to go to: NODE, HOST or HOST/NODE; or `home`, or `out` for any other than where it is
-    #[arg(value_name = "NODE|HOST|home|out")]
-    to: String,
+    #[arg(value_name = "NODE|HOST|home|out", required_unless_present = "job")]
+    second: Option<String>,
+    /// All processes of this job, wherever they are, in the place of one
+    #[arg(short = 'J', long, value_name = "N", conflicts_with_all = ["second", "from"])]
+    job: Option<u32>,
     /// The process is one of another host, which runs in a node of this one
     #[arg(long, value_name = "HOST")]
     from: Option<String>,
@@ -79,10 +88,46 @@ pub fn main(args: MigrateArgs) -> anyhow::Result<()> {
         bandwidth: args.bandwidth.map(|Size(bytes)| bytes.max(1)),
     };
     let home = args.from.map(|from| from.parse::<Label>()).transpose()?;
-    let mut display = Display::new(args.json, args.pid);
-    let order = Migrate { pid: args.pid, home, to: args.to, manner };
-    let record = client.migrate(order, &mut |event| display.show(&event))?;
-    display.finish(&record)
+    let mut go = |pid: i32, to: &str| {
+        let mut display = Display::new(args.json, pid);
+        let order = Migrate { pid, home: home.clone(), to: to.to_owned(), manner };
+        let record = client.migrate(order, &mut |event| display.show(&event))?;
+        display.finish(&record)
+    };
+    match (args.job, args.second) {
+        (None, Some(to)) => {
+            let pid = args.first.parse().with_context(|| format!("{} is no process ID", args.first))?;
+            go(pid, &to)
+        }
+        (Some(job), None) => {
+            let pids = of_job(&state, job)?;
+            let mut stay = 0;
+            for &pid in &pids {
+                if let Err(error) = go(pid, &args.first) {
+                    crate::output::complain("mosmigrate", &error.context(pid));
+                    stay += 1;
+                }
+            }
+            if stay > 0 {
+                bail!("{stay} of {} processes of job {job} stay where they are", pids.len());
+            }
+            Ok(())
+        }
+        // The arguments' own rules.
+        _ => bail!("a process or a job is to go somewhere; see: mosmigrate --help"),
+    }
+}
+
+/// The processes of this host that belong to a job.
+fn of_job(state: &StateDir, job: u32) -> anyhow::Result<Vec<i32>> {
+    let mut client = Client::connect(state)?.context("no host runs here; see: skein host start")?;
+    let all = mosps::processes("mosmigrate", state, &mut client)?;
+    let its = all.into_iter().filter(|(_, process)| process.home.is_none() && process.job == Some(job));
+    let pids: Vec<i32> = its.map(|(_, process)| process.pid).collect();
+    if pids.is_empty() {
+        bail!("no process runs of job {job}; see: mosps");
+    }
+    Ok(pids)
 }
 
 /// Has all processes of a node go to others, each to the one that has fewest threads, and those of other hosts home if

@@ -35,6 +35,9 @@ pub struct PsArgs {
     /// Processes of all users, not only one's own
     #[arg(short, long)]
     all: bool,
+    /// Processes of this job alone
+    #[arg(short = 'J', long, value_name = "N")]
+    job: Option<u32>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -43,27 +46,14 @@ pub struct PsArgs {
 /// Runs the command.
 pub fn main(args: PsArgs) -> anyhow::Result<()> {
     let user = nix::unistd::getuid().as_raw();
-    let mut rows: Vec<(String, ProcessStatus)> = Vec::new();
     let state = StateDir::find(args.dir.dir.as_deref())?;
     let client = state.as_ref().map(Client::connect).transpose()?.flatten();
-    if let (Some(state), Some(mut client)) = (state, client) {
-        for node in client.status()?.nodes {
-            match nodelink::processes(&state, &node.name) {
-                Ok(processes) => rows.extend(processes.into_iter().map(|process| (node.name.to_string(), process))),
-                Err(error) => crate::output::complain("mosps", &error.into()),
-            }
-        }
-        match client.ask(&HostRequest::Elsewhere) {
-            Ok(HostReply::Elsewhere(guests)) => rows.extend(guests.into_iter().map(|(host, node, mut guest)| {
-                // Seen from here it is this host's own.
-                guest.home = None;
-                (format!("{host}/{node}"), guest)
-            })),
-            Ok(_) => {}
-            Err(error) => crate::output::complain("mosps", &error),
-        }
-    }
+    let mut rows = match (state, client) {
+        (Some(state), Some(mut client)) => processes("mosps", &state, &mut client)?,
+        _ => Vec::new(),
+    };
     rows.retain(|(_, process)| args.all || process.uid == user);
+    rows.retain(|(_, process)| args.job.is_none() || process.job == args.job);
     rows.sort_by_key(|(_, process)| process.pid);
     if args.json {
         let rows: Vec<_> = rows
@@ -77,6 +67,28 @@ pub fn main(args: PsArgs) -> anyhow::Result<()> {
         return print_json(&rows);
     }
     Ok(print(&table(&rows).render())?)
+}
+
+/// The processes in the nodes of this host, and those of this host on others, with where they are. What does not
+/// answer is complained of in the name of the command.
+pub fn processes(command: &str, state: &StateDir, client: &mut Client) -> anyhow::Result<Vec<(String, ProcessStatus)>> {
+    let mut rows = Vec::new();
+    for node in client.status()?.nodes {
+        match nodelink::processes(state, &node.name) {
+            Ok(processes) => rows.extend(processes.into_iter().map(|process| (node.name.to_string(), process))),
+            Err(error) => crate::output::complain(command, &error.into()),
+        }
+    }
+    match client.ask(&HostRequest::Elsewhere) {
+        Ok(HostReply::Elsewhere(guests)) => rows.extend(guests.into_iter().map(|(host, node, mut guest)| {
+            // Seen from here it is this host's own.
+            guest.home = None;
+            (format!("{host}/{node}"), guest)
+        })),
+        Ok(_) => {}
+        Err(error) => crate::output::complain(command, &error),
+    }
+    Ok(rows)
 }
 
 fn table(rows: &[(String, ProcessStatus)]) -> Table {

@@ -43,6 +43,7 @@ EXAMPLE
   mosrun --trace -o calls.txt ls /
   mosrun --stats xz -9 big
   mosrun -m 512 --max-threads 20 ./untrusted
+  mosrun -J 7 ./simulate & mosmigrate -J 7 other-host
   seq 1000000 | mosrun sort -R | head
 
 EXIT STATUS
@@ -102,6 +103,9 @@ pub struct RunArgs {
     /// Most threads that the program and all that it starts may have together; more are refused (EAGAIN)
     #[arg(long, value_name = "N")]
     max_threads: Option<NonZeroU32>,
+    /// Number of the job that the program and all that it starts belong to, for mosps and mosmigrate
+    #[arg(short = 'J', long, value_name = "N")]
+    job: Option<u32>,
     /// Program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROG [ARGS]")]
     command: Vec<OsString>,
@@ -200,6 +204,7 @@ fn start(args: RunArgs, all: &[OsString]) -> Result<std::convert::Infallible, Fa
         report: args.stats,
         memory_limit: args.memory.map(|memory| memory.0),
         max_threads: args.max_threads.map(NonZeroU32::get),
+        job: args.job,
     };
     let error = deputy::run(Setup { node, node_name, attach, trace, finder, reporter });
     Err(anyhow::Error::new(error).into())

@@ -1,4 +1,5 @@
-//! What a program and all that it starts may take together: `mosrun -m` and `--max-threads`.
+//! What a program and all that it starts are together: what they may take (`mosrun -m` and `--max-threads`), the user's
+//! number for them (`-J`), and where they were started.
 
 use super::links::Link;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ pub struct Group {
     account: Account,
     max_threads: u32,
     threads: AtomicU32,
+    job: Option<u32>,
     /// Where it was started, if that is another host.
     link: Option<Arc<Link>>,
 }
@@ -23,14 +25,15 @@ impl Group {
     /// A group without threads that may have so many bytes of memory and threads; `None` if the node
     /// has too many groups.
     pub fn new(machine: Arc<Machine>, memory: Option<u64>, threads: Option<u32>) -> Option<Arc<Self>> {
-        Self::of_link(machine, memory, threads, None)
+        Self::of_link(machine, memory, threads, None, None)
     }
 
-    /// The same for a program of another host, with its link.
+    /// The same of a job, for a program of another host with its link.
     pub fn of_link(
         machine: Arc<Machine>,
         memory: Option<u64>,
         threads: Option<u32>,
+        job: Option<u32>,
         link: Option<Arc<Link>>,
     ) -> Option<Arc<Self>> {
         let account = match memory {
@@ -38,7 +41,12 @@ impl Group {
             None => Account::default(),
         };
         let max_threads = threads.unwrap_or(u32::MAX);
-        Some(Arc::new(Self { machine, account, max_threads, threads: AtomicU32::new(0), link }))
+        Some(Arc::new(Self { machine, account, max_threads, threads: AtomicU32::new(0), job, link }))
+    }
+
+    /// The user's number for it, if it has one.
+    pub fn job(&self) -> Option<u32> {
+        self.job
     }
 
     /// The link with its home, if that is another host.

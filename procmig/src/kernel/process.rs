@@ -791,6 +791,7 @@ impl Process {
             },
             uid: identity.ids.uid,
             home: self.group.link().map(|link| link.home.name.clone()),
+            job: self.group.job(),
         }
     }
 }

@@ -108,7 +108,7 @@ impl Kernel {
         link: Option<Arc<Link>>,
     ) -> Result<(Arc<Process>, Arc<AddressSpace>), StartError> {
         let layout = Layout::new(0, None);
-        let group = Group::of_link(self.machine.clone(), attach.memory_limit, attach.max_threads, link);
+        let group = Group::of_link(self.machine.clone(), attach.memory_limit, attach.max_threads, attach.job, link);
         let group = group.ok_or(StartError::Refused(nix::errno::Errno::EAGAIN))?;
         let space = AddressSpace::new(self.machine.clone(), layout, u64::MAX, group.account());
         let space = space.map_err(StartError::Refused)?;

@@ -85,6 +85,8 @@ pub struct ProcessImage {
     pub memory_limit: Option<u64>,
     /// Most threads of it and all that it starts.
     pub max_threads: Option<u32>,
+    /// The job that it belongs to.
+    pub job: Option<u32>,
     /// Threads; the leader is the one whose TID is the PID, if it is there.
     #[serde(deserialize_with = "capped::list::<_, _, MAX_THREADS>")]
     pub threads: Vec<ThreadImage>,

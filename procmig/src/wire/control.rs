@@ -162,6 +162,8 @@ pub struct Attach {
     pub memory_limit: Option<u64>,
     /// Most threads of the process and all that it starts.
     pub max_threads: Option<u32>,
+    /// The job that it and all that it starts belong to: a number of the user's.
+    pub job: Option<u32>,
 }
 
 /// User and group IDs of a process.
@@ -248,6 +250,8 @@ pub struct ProcessStatus {
     pub uid: u32,
     /// Name of its home, if that is another host.
     pub home: Option<String>,
+    /// The job that it belongs to.
+    pub job: Option<u32>,
 }
 
 /// From the node to a deputy's control connection.

@@ -82,6 +82,7 @@ pub fn attach() -> Attach {
         report: false,
         memory_limit: None,
         max_threads: None,
+        job: None,
     }
 }
 

@@ -69,6 +69,7 @@ pub(super) fn image(process: &Process, threads: &[ThreadImage], space: SpaceImag
         stopped: process.is_stopped(),
         memory_limit,
         max_threads,
+        job: process.group.job(),
         threads,
         space,
     }

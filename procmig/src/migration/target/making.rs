@@ -33,7 +33,7 @@ impl Hold<'_> {
         validate(&image, pid)?;
         let objects = self.objects(stream, &image)?;
         let link = self.link.clone();
-        let group = Group::of_link(kernel.machine.clone(), image.memory_limit, image.max_threads, link);
+        let group = Group::of_link(kernel.machine.clone(), image.memory_limit, image.max_threads, image.job, link);
         let group = group.ok_or(ReceiveError::Refused(Errno::EAGAIN))?;
         let space = AddressSpace::from_image(kernel.machine.clone(), group.account(), &image.space, &objects)?;
         let Pages { small, large } = std::mem::take(&mut self.space);
