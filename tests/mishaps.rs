@@ -27,14 +27,14 @@ pub const NODE_DIED: i32 = 123;
 /// keep it from running for as long.
 const ROUNDS: u32 = 3;
 
-/// Tries it until the program does not stand still for too long; `once` tells for how long it did, if that was too long.
+/// Tries it until it does not take too long; `once` tells how long it took, if that was too long.
 ///
 /// # Panics
 /// If it does each time.
 pub fn in_time(once: impl Fn() -> Option<Duration>) {
     for round in 1..=ROUNDS {
         let Some(late) = once() else { return };
-        assert!(round < ROUNDS, "it stood still for {late:?}");
+        assert!(round < ROUNDS, "it took {late:?}");
     }
 }
 

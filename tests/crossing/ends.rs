@@ -5,6 +5,7 @@ use crate::{Cluster, HOSTS, ended_well, says, until, words};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use skein_tests::guest::{Linking, program};
+use skein_tests::mishaps::in_time;
 use std::io::{BufRead, BufReader, Write};
 use std::time::Instant;
 
@@ -36,18 +37,19 @@ fn a_host_that_a_process_has_left_may_go() {
 #[test]
 fn a_deputy_that_is_killed_takes_its_process_along_wherever_that_is() {
     let Some(cluster) = Cluster::start(3) else { return };
-    for to in 0..3 {
+    let gone_from = |to: usize| {
         let (mut child, _) = wander(&cluster, "3600", true);
         let pid = child.id() as i32;
         cluster.migrate_for_sure(pid, 2, &mut 0);
-        if to != 2 {
-            cluster.migrate_for_sure(pid, to, &mut 0);
-        }
+        cluster.migrate_for_sure(pid, to, &mut 0);
         kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it runs");
         let since = Instant::now();
         until("no node has it", || cluster.at(pid).is_none());
-        assert!(since.elapsed().as_secs() < 1, "it was there for {:?}", since.elapsed());
         child.wait().expect("it has ended");
+        Some(since.elapsed()).filter(|took| took.as_secs() >= 1)
+    };
+    for to in 0..3 {
+        in_time(|| gone_from(to));
     }
 }
 
