@@ -182,7 +182,7 @@ int main(int count, char **arguments)
         if (strcmp(arguments[i], "alone") == 0)
             alone = true;
         else if (strcmp(arguments[i], "far") == 0)
-            inexact = 10000000;
+            inexact = 15000000;
         else
             CHECK(!"an argument");
     }

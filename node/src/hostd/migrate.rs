@@ -75,8 +75,8 @@ async fn find(host: &Arc<Host>, pid: i32, home: Option<&Label>) -> Result<Place,
         }
     }
     Err(match home {
-        None => format!("no node runs process {pid} of this host; see: mosps"),
-        Some(home) => format!("no node of this host runs process {pid} of {home}; see: mosps"),
+        None => format!("no node that answers runs process {pid} of this host; see: mosps"),
+        Some(home) => format!("no node of this host that answers runs process {pid} of {home}; see: mosps"),
     })
 }
 

@@ -69,11 +69,11 @@ pub(super) fn start(remote: Remote, attach: Attach) -> Result<(Connection, Conne
     let kept = [Own::new(socket.into())?, Own::new(lease.into())?];
     let (control, call) = (random()?, random()?);
     let request = LinkRequest::Attach(Box::new(RemoteAttach { attach, control, call }));
-    let (link, node, control) = open(kept, keys, &request, &control, false)?;
+    let (link, node, [control, call]) = open(kept, keys, &request, [control, call], false)?;
     let names = &mut *lock(&end::NAMES);
     names.1 = format!("{}/{}", names.1, node.chars().filter(|c| !c.is_control()).take(64).collect::<String>());
-    let link = lock(&LINK).insert(Arc::new(link)).clone();
-    Ok((control, link.connect(&call, false)?))
+    *lock(&LINK) = Some(Arc::new(link));
+    Ok((control, call))
 }
 
 /// Opens a link for a process that is to arrive at the node; gives it and the control connection.
@@ -83,18 +83,17 @@ pub(super) fn start(remote: Remote, attach: Attach) -> Result<(Connection, Conne
 pub(super) fn open_for_arrival(kept: [Own; 2], keys: StreamKeys) -> Result<(Link, Connection), FrameError> {
     let control = random()?;
     let request = LinkRequest::Receive { version: VERSION, control };
-    open(kept, keys, &request, &control, true).map(|(link, _, connection)| (link, connection))
+    open(kept, keys, &request, [control], true).map(|(link, _, [connection])| (link, connection))
 }
 
-/// Opens a link and the control connection, which has this name; gives the node's name too. `locks` [`MAKING`] where
-/// that is needed.
-fn open(
+/// Opens a link and connections with these names; gives the node's name too. `locks` [`MAKING`] where that is needed.
+fn open<const N: usize>(
     kept: [Own; 2],
     keys: StreamKeys,
     request: &LinkRequest,
-    control: &ConnectionId,
+    names: [ConnectionId; N],
     locks: bool,
-) -> Result<(Link, String, Connection), FrameError> {
+) -> Result<(Link, String, [Connection; N]), FrameError> {
     // SAFETY: the number is that of the first of `kept`, which lives as long; it is not closed here.
     let socket = ManuallyDrop::new(unsafe { TcpStream::from_raw_fd(kept[0].as_raw_fd()) });
     prepare(&*socket)?;
@@ -114,20 +113,20 @@ fn open(
     frame::write_to(&mut stream, &Clocks::now())?;
     address.set_port(port);
     let link = Link { address, id, secret, kept };
-    let connection = link.connect(control, locks)?;
-    if let LinkRequest::Receive { .. } = request {
-        loop {
-            match frame::read_from(&mut stream, MAX_MESSAGE)? {
-                LinkReply::Ready => break,
-                LinkReply::Clocks => frame::write_to(&mut stream, &Clocks::now())?,
-                LinkReply::Refused(why) => return Err(io::Error::other(why).into()),
-                LinkReply::Open { .. } => return Err(wrong()),
-            }
+    // The node waits for them and for nothing else when it knows the clocks.
+    let connections = names.iter().map(|name| link.connect(name, locks)).collect::<io::Result<Vec<_>>>()?;
+    let connections = connections.try_into().map_err(|_| wrong())?;
+    loop {
+        match frame::read_from(&mut stream, MAX_MESSAGE)? {
+            LinkReply::Ready => break,
+            LinkReply::Clocks => frame::write_to(&mut stream, &Clocks::now())?,
+            LinkReply::Refused(why) => return Err(io::Error::other(why).into()),
+            LinkReply::Open { .. } => return Err(wrong()),
         }
     }
     socket.set_read_timeout(None)?;
     socket.set_write_timeout(None)?;
-    Ok((link, node, connection))
+    Ok((link, node, connections))
 }
 
 impl Link {

@@ -33,8 +33,10 @@ const MOST_STRANGERS: usize = 256;
 const MOST_FROM_ONE: usize = 64;
 /// Most connections of a link that wait to be named.
 const MOST_UNNAMED: usize = 1024;
-/// How often the clocks of a process's home are asked for before it arrives.
-const LOOKS: u32 = 5;
+/// How often a home is asked for its clocks, and for how long, until it has answered fast.
+const LOOKS: u32 = 20;
+const LONG: Duration = Duration::from_millis(300);
+const FAST: Duration = Duration::from_micros(500);
 /// Most links.
 const MOST_LINKS: usize = 4096;
 /// Why a link came to nothing.
@@ -75,16 +77,34 @@ pub struct Home {
 }
 
 impl Home {
-    /// It has answered what its clocks show.
-    fn hear(&self, machine: &Arc<Machine>, asked: &Asked, told: &Clocks) -> Result<(), LinkError> {
-        if let Some(time) = self.time.get() {
-            time.clock.hear(asked, told);
-        } else {
-            let distance = Distance::measure(asked, told).ok_or(LinkError::Clocks)?;
+    /// Learns what its clocks show: asks as often as it takes until an answer has come fast, or long enough. It was asked
+    /// for the first time at `asked`.
+    fn learn_clocks(&self, machine: &Arc<Machine>, stream: &mut Stream, asked: Asked) -> Result<(), LinkError> {
+        let begun = Instant::now();
+        let (mut asked, mut sent) = (asked, begun);
+        let mut best: Option<(Duration, Distance)> = None;
+        for look in 1.. {
+            let told: Clocks = frame::read_from(stream, MAX_MESSAGE)?;
+            let took = sent.elapsed();
+            if let Some(time) = self.time.get() {
+                time.clock.hear(&asked, &told);
+            } else {
+                let distance = Distance::measure(&asked, &told).ok_or(LinkError::Clocks)?;
+                if best.is_none_or(|(shortest, _)| took < shortest) {
+                    best = Some((took, distance));
+                }
+            }
+            if took < FAST || look == LOOKS || begun.elapsed() > LONG {
+                break;
+            }
+            (asked, sent) = (Asked::now(), Instant::now());
+            frame::write_to(stream, &LinkReply::Clocks)?;
+        }
+        if let Some((_, distance)) = best {
             // Another of its programs may have come first.
             let _ = self.time.set(Time::new(machine, Some(distance))?);
         }
-        Ok(())
+        Ok(frame::write_to(stream, &LinkReply::Ready)?)
     }
 }
 
@@ -316,7 +336,7 @@ impl Kernel {
         let port = self.port_at(socket.local_addr()?.ip())?;
         let asked = Asked::now();
         frame::write_to(stream, &LinkReply::Open { link: link.id, port, node: self.name.clone() })?;
-        link.home.hear(&self.machine, &asked, &frame::read_from(stream, MAX_MESSAGE)?)?;
+        link.home.learn_clocks(&self.machine, stream, asked)?;
         let take = |name| link.take(name).ok_or(LinkError::NotCome);
         match request {
             LinkRequest::Attach(request) => {
@@ -326,19 +346,13 @@ impl Kernel {
             }
             LinkRequest::Receive { control, .. } => {
                 let control = take(&control)?;
-                // The process has seen its clocks already, by another host's knowledge of them.
-                for _ in 0..LOOKS {
-                    let asked = Asked::now();
-                    frame::write_to(stream, &LinkReply::Clocks)?;
-                    link.home.hear(&self.machine, &asked, &frame::read_from(stream, MAX_MESSAGE)?)?;
-                }
                 let (kernel, its) = (self.clone(), link.clone());
                 std::thread::Builder::new().name("adopt".into()).stack_size(256 << 10).spawn(move || {
                     if let Err(error) = adoption::serve_remote(&kernel, control, &its) {
                         tracing::debug!(error = %crate::chain(&error), "no process has come over a link");
                     }
                 })?;
-                Ok(frame::write_to(stream, &LinkReply::Ready)?)
+                Ok(())
             }
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! The link is the connection that the two `skeind` have made and handed over: its sealed frames are the deputy's
 //! [`LinkRequest`], the node's [`LinkReply`], and what home's [`Clocks`](crate::vdso::distance::Clocks) show, at once
-//! when the reply has come; then, where a process is to arrive, other [`LinkReply`]s; and then nothing. It stays open as long as any process of the
+//! when the reply has come; then as often as the node asks for that again, until it says that it is ready; and then
+//! nothing. It stays open as long as any process of the
 //! program's lives, and when it ends, whoever ended it, all of them are lost.
 //!
 //! Every other connection the deputies open themselves, to a port of the node's. No handshake is needed, since both
@@ -70,7 +71,7 @@ pub enum LinkReply {
     },
     /// To tell again what the clocks show: the shorter an answer takes the better they are known.
     Clocks,
-    /// The clocks are known and the control connection has come: the process may arrive.
+    /// The clocks are known.
     Ready,
 }
 
