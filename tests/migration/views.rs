@@ -22,7 +22,7 @@ fn somebody(pair: &Pair) -> Child {
 fn seen(pair: &Pair, node: &str, pid: i32) -> String {
     let script = "p=/proc/$0; for f in cmdline environ auxv; do echo $f; od -c $p/$f; done; cat $p/limits $p/maps\n\
                   readlink $p/exe; cksum < $p/exe; cut -d' ' -f 20 $p/task/$0/stat; ls $p/task | wc -l\n\
-                  grep -E '^(Name|State|Threads|VmSize|VmRSS|VmData|VmStk|VmExe|VmLib|Sig|Shd)' $p/status\n\
+                  grep -E '^(Name|State|Threads|VmSize|VmRSS|VmData|VmStk|VmExe|VmLib|Sig(Pnd|Blk|Ign|Cgt)|ShdPnd)' $p/status\n\
                   cut -d' ' -f 2-4,20,23,24,26-28,31-34,45-51 $p/stat; cat $p/statm $p/task/$0/comm";
     let mut command = pair.host.command("mosrun");
     command.args(["--node", node, "/bin/bash", "-c", script]).arg(pid.to_string()).stdin(Stdio::null());

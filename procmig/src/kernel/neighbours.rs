@@ -11,12 +11,14 @@ use crate::wire::control::{NodeReply, NodeRequest};
 use crate::wire::frame::{self, FrameError};
 use crate::wire::inquiry::{Inquiry, MAX_TOLD, SegmentUse, Told};
 use crate::wire::usage::Usage;
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -29,6 +31,8 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_millis(50);
 /// Between two questions about a process that is on its way.
 pub const LOOK: Duration = Duration::from_millis(1);
+/// How often it is looked whether a node that is asked has been stopped.
+const STOPS: Duration = Duration::from_millis(100);
 /// The largest PID that Linux gives.
 const MAX_PID: i32 = 1 << 22;
 /// Connections with one other node that are kept for the next question.
@@ -111,14 +115,14 @@ impl Neighbours {
     fn ask_within(&self, node: u32, inquiry: &Inquiry, deadline: Instant) -> Result<Told, FrameError> {
         // One that was kept may have been given up by the other side.
         while let Some(stream) = self.take_kept(node) {
-            match converse(&stream, inquiry, deadline) {
+            match converse(&stream, node, inquiry, deadline) {
                 Ok(told) => return Ok(self.keep(node, stream, told)),
                 Err(FrameError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Err(error.into()),
                 Err(_) => {}
             }
         }
         let stream = self.connect(node)?;
-        let told = converse(&stream, inquiry, deadline)?;
+        let told = converse(&stream, node, inquiry, deadline)?;
         Ok(self.keep(node, stream, told))
     }
 
@@ -180,12 +184,23 @@ impl Neighbours {
     }
 }
 
-/// One question and its answer.
-fn converse(stream: &UnixStream, inquiry: &Inquiry, deadline: Instant) -> Result<Told, FrameError> {
-    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    stream.set_read_timeout(Some(left))?;
-    stream.set_write_timeout(Some(left))?;
+/// One question to a node and its answer; it is not waited for if the node is stopped meanwhile.
+fn converse(stream: &UnixStream, node: u32, inquiry: &Inquiry, deadline: Instant) -> Result<Told, FrameError> {
+    let left = || deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    stream.set_write_timeout(Some(left()))?;
     frame::send(stream, &NodeRequest::Inquire(inquiry.clone()), &[])?;
+    loop {
+        let wait = PollTimeout::try_from(left().min(STOPS)).unwrap_or(PollTimeout::ZERO);
+        match poll(&mut [PollFd::new(stream.as_fd(), PollFlags::POLLIN)], wait) {
+            Ok(0) if Instant::now() >= deadline || process_is_stopped(node as i32) == Some(true) => {
+                return Err(io::Error::from(io::ErrorKind::WouldBlock).into());
+            }
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => break,
+            Err(errno) => return Err(io::Error::from(errno).into()),
+        }
+    }
+    stream.set_read_timeout(Some(left()))?;
     match frame::receive(stream, MAX_TOLD)?.0 {
         NodeReply::Told(told) => Ok(told),
         _ => Err(io::Error::from(io::ErrorKind::InvalidData).into()),
