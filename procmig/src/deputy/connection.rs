@@ -168,16 +168,7 @@ pub(super) fn connect(socket: RawFd, address: &nix::sys::socket::SockaddrStorage
         Err(Errno::EINTR | Errno::EINPROGRESS) => {}
         connected => return Ok(connected?),
     }
-    let mut polled = libc::pollfd { fd: socket, events: libc::POLLOUT, revents: 0 };
-    loop {
-        // SAFETY: the kernel reads and writes one `pollfd`.
-        match Errno::result(unsafe { libc::poll(&mut polled, 1, super::link::PATIENCE) }) {
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
-            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) => break,
-        }
-    }
+    await_events(socket, libc::POLLOUT)?;
     // SAFETY: the number is looked at in this call alone.
     let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(socket) };
     match nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::SocketError)? {
@@ -186,18 +177,23 @@ pub(super) fn connect(socket: RawFd, address: &nix::sys::socket::SockaddrStorage
     }
 }
 
-/// Receives some bytes with descriptors, which become the deputy's own before the guest can see them.
-pub(super) fn receive(stream: &UnixStream, room: &mut [u8], passed: &mut Vec<Own>) -> io::Result<usize> {
-    let mut polled = libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+/// Waits for one of these events, as long as a node may take to answer.
+fn await_events(fd: RawFd, events: libc::c_short) -> io::Result<()> {
+    let mut polled = libc::pollfd { fd, events, revents: 0 };
     loop {
         // SAFETY: the kernel reads and writes one `pollfd`.
         match Errno::result(unsafe { libc::poll(&mut polled, 1, super::link::PATIENCE) }) {
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
             Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) => break,
+            Ok(_) => return Ok(()),
         }
     }
+}
+
+/// Receives some bytes with descriptors, which become the deputy's own before the guest can see them.
+pub(super) fn receive(stream: &UnixStream, room: &mut [u8], passed: &mut Vec<Own>) -> io::Result<usize> {
+    await_events(stream.as_raw_fd(), libc::POLLIN)?;
     let _making = lock(&descriptors::MAKING);
     let mut new = Vec::new();
     let got = frame::receive_with_descriptors(stream, room, &mut new)?;
