@@ -144,23 +144,24 @@ fn freeze(bench: &Bench, bytes: usize, rate: u64) -> anyhow::Result<Outcome> {
 /// was not used before, which the host has to find first, and to fetch from below where it is a virtual machine
 /// itself: that takes up to several times what the copying does.
 pub fn stream(bench: &Bench) -> anyhow::Result<Outcome> {
-    let bytes = bench.pick(1 << 30, 1 << 28);
-    let other = Other::launch(bench)?;
-    let mut holder = other.hold(Loop::HoldNoise, bytes, 0)?;
-    let migration = || Ok(holder.migrate()?.total_micros as f64 / 1e3);
-    let outcome = Outcome::of(&pairs(bench.pick(9, 3), || poured(bench, bytes), migration)?);
-    let rate = |spread: Option<Spread>| spread.map_or(0.0, |spread| bytes as f64 / 1e6 / spread.median);
-    let note = format!("GB/s: {:.2}, of the bare stream {:.2}", rate(outcome.skein), rate(outcome.peer));
-    Ok(outcome.with_note(note))
+    beside_stream(bench, &Other::launch(bench)?, poured)
 }
 
 /// The same to another host, against a stream that is sealed likewise and does nothing else.
 pub fn sealed(bench: &Bench) -> anyhow::Result<Outcome> {
+    beside_stream(bench, &Other::Host { bench, _other: remote::other_host(bench)? }, poured_sealed)
+}
+
+/// A migration of noise, against so many bytes that are `poured`, which says how many milliseconds they took.
+fn beside_stream(
+    bench: &Bench,
+    other: &Other<'_>,
+    poured: impl Fn(&Bench, usize) -> anyhow::Result<f64>,
+) -> anyhow::Result<Outcome> {
     let bytes = bench.pick(1 << 30, 1 << 28);
-    let other = Other::Host { bench, _other: remote::other_host(bench)? };
     let mut holder = other.hold(Loop::HoldNoise, bytes, 0)?;
     let migration = || Ok(holder.migrate()?.total_micros as f64 / 1e3);
-    let outcome = Outcome::of(&pairs(bench.pick(9, 3), || poured_sealed(bench, bytes), migration)?);
+    let outcome = Outcome::of(&pairs(bench.pick(9, 3), || poured(bench, bytes), migration)?);
     let rate = |spread: Option<Spread>| spread.map_or(0.0, |spread| bytes as f64 / 1e6 / spread.median);
     let note = format!("GB/s: {:.2}, of the bare stream {:.2}", rate(outcome.skein), rate(outcome.peer));
     Ok(outcome.with_note(note))
