@@ -111,6 +111,17 @@ pub fn processes(socket: &Path) -> Result<Vec<ProcessStatus>, String> {
     }
 }
 
+/// Which of several nodes has a process: the one that runs it, or else one that waits to be told to.
+pub fn whereabouts<T>(pid: i32, nodes: impl IntoIterator<Item = (T, PathBuf)>) -> Option<T> {
+    let of = |(node, socket): (T, PathBuf)| {
+        let its = processes(&socket).unwrap_or_default().into_iter().find(|process| process.pid == pid);
+        its.map(|process| (node, process))
+    };
+    // More than one may have seen it, while it went.
+    let seen: Vec<(T, ProcessStatus)> = nodes.into_iter().filter_map(of).collect();
+    seen.into_iter().min_by_key(|(_, process)| process.arriving).map(|(node, _)| node)
+}
+
 /// Has a process go from one node to another.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! A node VM as a process: what `skeind` starts.
 
+use crate::kernel::process::Presence;
 use crate::kernel::{Kernel, KernelError};
 use crate::migration::{adoption, source, target};
 use crate::wire::control::{MAX_MESSAGE, MAX_REQUEST, NodeReply, NodeRequest, NodeStatus, VERSION};
@@ -191,7 +192,9 @@ fn converse(
             }
             NodeRequest::Status => NodeReply::Status(status(kernel, start_micros)),
             NodeRequest::Processes => {
-                let mut all: Vec<_> = kernel.processes().iter().map(|process| process.status()).collect();
+                let mut all = kernel.processes();
+                all.retain(|process| process.presence() != Presence::Gone);
+                let mut all: Vec<_> = all.iter().map(|process| process.status()).collect();
                 let room = command_room(all.len());
                 for process in &mut all {
                     process.command.truncate(process.command.floor_char_boundary(room));
@@ -262,6 +265,7 @@ mod tests {
                 uid: u32::MAX,
                 home: Some("a-name".repeat(10)),
                 job: Some(u32::MAX),
+                arriving: false,
             };
             let bytes = frame::encode(&NodeReply::Processes(vec![process; count])).expect("a message");
             assert!(bytes.len() <= MAX_MESSAGE, "{count} processes: {} bytes", bytes.len());

@@ -76,10 +76,8 @@ impl Cluster {
 
     /// At which host a process runs, by its number.
     fn at(&self, pid: i32) -> Option<usize> {
-        (0..self.hosts.len()).find(|&host| {
-            let processes = skein_tests::mover::processes(&self.hosts[host].socket("node-1")).unwrap_or_default();
-            processes.iter().any(|process| process.pid == pid)
-        })
+        let nodes = self.hosts.iter().map(|host| host.socket("node-1"));
+        skein_tests::mover::whereabouts(pid, nodes.enumerate())
     }
 
     /// Has a process go to a host; gives the record of it.

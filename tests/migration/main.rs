@@ -76,10 +76,7 @@ impl Pair {
 
     /// At which node a process is.
     fn at(&self, pid: i32) -> Option<char> {
-        ['a', 'b'].into_iter().find(|node| {
-            let processes = mover::processes(&self.socket(&node.to_string())).unwrap_or_default();
-            processes.iter().any(|process| process.pid == pid)
-        })
+        mover::whereabouts(pid, ['a', 'b'].map(|node| (node, self.socket(&node.to_string()))))
     }
 
     /// Has a process go to the other node.

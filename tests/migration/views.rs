@@ -138,3 +138,28 @@ fn a_large_page_that_is_partly_locked_goes_whole() {
     drop(child.stdin.take());
     assert!(child.wait().expect("it ends").success());
 }
+
+#[test]
+fn a_process_is_listed_once_while_it_migrates() {
+    // The target has it meanwhile, but has not been told to run it.
+    let Some(pair) = Pair::start_with(&[("SKEIN_FAULT", "DeputyAdopted=delay")]) else { return };
+    let child = somebody(&pair);
+    let pid = child.id() as i32;
+    let places = || {
+        let listed = pair.host.skein(&["ps", "--json"]).expect("ps works");
+        let listed: Vec<serde_json::Value> = serde_json::from_str(&listed).expect("JSON");
+        let places = listed.iter().map(|row| row["node"].as_str().expect("a name").to_owned());
+        places.collect::<Vec<_>>()
+    };
+    let mut seen = vec![places()];
+    std::thread::scope(|scope| {
+        let migration = scope.spawn(|| pair.migrate(pid).expect("it goes"));
+        while !migration.is_finished() {
+            seen.push(places());
+        }
+    });
+    seen.push(places());
+    seen.dedup();
+    assert_eq!(seen, [["a"], ["b"]]);
+    end(child);
+}

@@ -9,7 +9,7 @@ use crate::output::{print, print_json};
 use crate::statedir::StateDir;
 use crate::table::{Align, Table};
 use clap::Args;
-use procmig::wire::control::ProcessStatus;
+use procmig::wire::control::{ProcessStatus, settle};
 
 /// Show the processes that run in the nodes of this host, and those of this host that run on others.
 #[derive(Debug, Args)]
@@ -88,6 +88,7 @@ pub fn processes(command: &str, state: &StateDir, client: &mut Client) -> anyhow
         Ok(_) => {}
         Err(error) => crate::output::complain(command, &error),
     }
+    settle(&mut rows);
     Ok(rows)
 }
 

@@ -13,6 +13,7 @@ use crate::cluster::wire::message::Migrate as Order;
 use crate::cluster::wire::roster::Member;
 use crate::name::NodeName;
 use procmig::migration::record::Record;
+use procmig::wire::control::{ProcessStatus, settle};
 use std::sync::Arc;
 
 /// Where a process runs.
@@ -61,18 +62,23 @@ fn member(membership: &Membership, name: &Label) -> Result<Member, String> {
 /// Where a process runs.
 async fn find(host: &Arc<Host>, pid: i32, home: Option<&Label>) -> Result<Place, String> {
     let processes = super::change(host, |registry| registry.processes()).await.map_err(|error| error.to_string())?;
-    let is_it = |process: &procmig::wire::control::ProcessStatus| {
-        process.pid == pid && process.home.as_deref() == home.map(Label::as_str)
-    };
-    if let Some((node, _)) = processes.into_iter().find(|(_, process)| is_it(process)) {
-        return Ok(Place::Here(node));
+    let is_it = |process: &ProcessStatus| process.pid == pid && process.home.as_deref() == home.map(Label::as_str);
+    let here = processes.into_iter().filter(|(_, process)| is_it(process));
+    let mut seen: Vec<_> = here.map(|(node, process)| (Ok(node), process)).collect();
+    // One that is only arriving may still be on another host.
+    if let (None, Some(cluster), true) = (home, &host.cluster, seen.iter().all(|(_, process)| process.arriving)) {
+        let guests = cluster.guests_elsewhere().await.into_iter().filter(|(.., process)| process.pid == pid);
+        seen.extend(guests.map(|(on, _, guest)| (Err(on), ProcessStatus { home: None, ..guest })));
     }
-    if let (None, Some(cluster)) = (home, &host.cluster) {
-        let guests = cluster.guests_elsewhere().await;
-        if let Some((on, ..)) = guests.into_iter().find(|(.., process)| process.pid == pid) {
+    settle(&mut seen);
+    match seen.pop() {
+        Some((Ok(node), _)) => return Ok(Place::Here(node)),
+        Some((Err(on), _)) => {
+            let cluster = host.cluster.as_ref().ok_or("this host is in no cluster any more")?;
             let membership = cluster.membership().map_err(|error| chain(&error))?;
             return Ok(Place::There(member(&membership, &on)?));
         }
+        None => {}
     }
     Err(match home {
         None => format!("no node that answers runs process {pid} of this host; see: mosps"),

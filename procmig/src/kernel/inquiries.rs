@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
-/// How long a process whose end is known at home may take to end here.
-const LINGER: Duration = Duration::from_secs(2);
+/// How long a process whose end is known at home may take to end here, so that who asks has an answer in
+/// [`ENDING`](super::neighbours::ENDING).
+const LINGER: Duration = Duration::from_secs(10);
 /// How long reading a process's memory may take.
 const READING: Duration = Duration::from_secs(4);
 

@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 
 /// How long others may take for an answer: longer than a machine that is overloaded makes them take.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+/// The same of what an ended process has used: its end may still be on its way to its node.
+pub const ENDING: Duration = Duration::from_secs(12);
 /// How long one may take that has not answered before.
 const SHORT: Duration = Duration::from_millis(50);
 /// Between two questions about a process that is on its way.
@@ -167,7 +169,7 @@ impl Neighbours {
     /// What a process has used that another node ran last.
     pub fn usage(&self, pid: i32, reaped: bool) -> Option<Usage> {
         let node = self.elsewhere(pid)?;
-        match self.ask(node, &Inquiry::Ended { pid, reaped }, Instant::now() + PATIENCE) {
+        match self.ask(node, &Inquiry::Ended { pid, reaped }, Instant::now() + ENDING) {
             Some(Told::Used(usage)) => Some(usage),
             _ => None,
         }

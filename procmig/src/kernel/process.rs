@@ -792,6 +792,7 @@ impl Process {
             uid: identity.ids.uid,
             home: self.group.link().map(|link| link.home.name.clone()),
             job: self.group.job(),
+            arriving: self.presence() == Presence::Arriving,
         }
     }
 }

@@ -19,9 +19,10 @@ use crate::migration::wire::{Offer, Ticket};
 use crate::vdso::distance::Clocks;
 use crate::wire::op::FileIdentity;
 use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
 
 /// Version of these protocols; peers must agree.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 /// Cap on the frame of a [`NodeRequest`]: the arguments and environment are in it.
 pub const MAX_REQUEST: usize = 8 << 20;
 /// Cap on every other frame.
@@ -252,6 +253,23 @@ pub struct ProcessStatus {
     pub home: Option<String>,
     /// The job that it belongs to.
     pub job: Option<u32>,
+    /// It has been copied to this node, which does not know yet that it runs here: it may still be where it was.
+    pub arriving: bool,
+}
+
+/// Leaves each process once in what several nodes tell of theirs: while one migrates, its target has it too.
+pub fn settle<T>(rows: &mut Vec<(T, ProcessStatus)>) {
+    let mut at = HashMap::new();
+    for (index, (_, process)) in rows.iter().enumerate() {
+        let place = at.entry((process.pid, process.home.clone())).or_insert(index);
+        // Of two that both had it, the one that was asked later is where it went.
+        if !process.arriving {
+            *place = index;
+        }
+    }
+    let places: HashSet<usize> = at.into_values().collect();
+    let mut index = 0..;
+    rows.retain(|_| index.next().is_some_and(|index| places.contains(&index)));
 }
 
 /// From the node to a deputy's control connection.
@@ -422,5 +440,50 @@ impl<'de> Deserialize<'de> for SigInfo {
         let bytes = <&[u8]>::deserialize(deserializer)?;
         let bytes = bytes.try_into().map_err(|_| serde::de::Error::invalid_length(bytes.len(), &"128 bytes"))?;
         Ok(Self(bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_several_nodes_have_is_where_it_was_seen_to_run_last() {
+        let row = |node: &'static str, pid, home: Option<&str>, arriving| {
+            let (name, command, home) = (String::new(), String::new(), home.map(str::to_owned));
+            let (usage, children) = (Usage::default(), Usage::default());
+            let (parent, threads, resident, virtual_size, uid) = (1, 1, 0, 0, 0);
+            let (state, job) = ('R', None);
+            let status = ProcessStatus {
+                pid,
+                parent,
+                name,
+                command,
+                threads,
+                resident,
+                virtual_size,
+                usage,
+                children,
+                state,
+                uid,
+                home,
+                job,
+                arriving,
+            };
+            (node, status)
+        };
+        let mut rows = vec![
+            row("a", 1, None, true),
+            row("a", 2, None, false),
+            row("a", 3, None, true),
+            row("a", 4, None, false),
+            row("b", 1, None, false),
+            row("b", 2, None, false),
+            row("b", 2, Some("other"), true),
+            row("b", 4, None, true),
+        ];
+        settle(&mut rows);
+        let left: Vec<_> = rows.iter().map(|(node, process)| (*node, process.pid, process.home.is_some())).collect();
+        assert_eq!(left, [("a", 3, false), ("a", 4, false), ("b", 1, false), ("b", 2, false), ("b", 2, true)]);
     }
 }

@@ -21,8 +21,8 @@ const CODE: u64 = 8;
 /// Offset of `si_pid` in a `siginfo_t`.
 const CHILD: u64 = 12;
 
-/// How long a killed child may take to end here.
-const LINGER: Duration = Duration::from_secs(2);
+/// How long a killed child may take to end here: what it has used is lost else, on a machine however busy.
+const LINGER: Duration = Duration::from_secs(10);
 
 /// `wait4` and `waitid`.
 pub fn wait(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u32, args: &[u64; 6]) -> Outcome {
