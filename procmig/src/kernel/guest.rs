@@ -164,8 +164,11 @@ impl GuestThread {
     pub fn go(&mut self, cpu: &mut UserCpu) {
         let mut unbacked = 0;
         loop {
-            if self.thread.has_attention() && !self.attend(cpu) {
-                return;
+            // More than once: a process that was frozen may have gone by the time that it thaws.
+            while self.thread.has_attention() {
+                if !self.attend(cpu) {
+                    return;
+                }
             }
             if !self.thread.gate.enter() {
                 // Someone changed the page tables: go on with what they are now.
