@@ -1,6 +1,7 @@
 //! Somebody who has every process of a host migrate all the time, at moments that a seed decides.
 
 pub use procmig::migration::record::Record;
+pub use procmig::wire::control::PostCopy;
 use procmig::wire::control::{MAX_MESSAGE, Migrate, NodeReply, NodeRequest, ProcessStatus, Way};
 use procmig::wire::frame;
 use std::collections::BTreeMap;
@@ -127,6 +128,14 @@ pub fn whereabouts<T>(pid: i32, nodes: impl IntoIterator<Item = (T, PathBuf)>) -
 /// # Errors
 /// Why it stays.
 pub fn migrate(pid: i32, from: &Path, to: &Path) -> Result<Record, String> {
+    migrate_with(pid, from, to, PostCopy::Auto)
+}
+
+/// The same, with some of its memory behind it.
+///
+/// # Errors
+/// Why it stays.
+pub fn migrate_with(pid: i32, from: &Path, to: &Path, post_copy: PostCopy) -> Result<Record, String> {
     let node = to.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let order = Migrate {
         pid,
@@ -136,6 +145,7 @@ pub fn migrate(pid: i32, from: &Path, to: &Path) -> Result<Record, String> {
         node: node.clone(),
         shown: node,
         max_freeze_micros: 50_000,
+        post_copy,
         bandwidth: None,
     };
     match ask(from, &NodeRequest::Migrate(order))? {
@@ -204,7 +214,9 @@ fn turn(sockets: &[PathBuf], random: &mut Random, tally: &Mutex<Tally>) {
         return;
     };
     let to = (from + 1 + random.below(sockets.len() as u64 - 1) as usize) % sockets.len();
-    let result = migrate(pid, &sockets[from], &sockets[to]);
+    // Some leave their memory behind, to follow when they run.
+    let post_copy = if random.below(3) == 0 { PostCopy::Always } else { PostCopy::Auto };
+    let result = migrate_with(pid, &sockets[from], &sockets[to], post_copy);
     let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
     tally.seen.entry(pid).and_modify(|life| {
         life.is_moving = false;

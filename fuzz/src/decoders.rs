@@ -190,7 +190,7 @@ pub fn migration(data: &[u8]) {
         0 => decoded::<Offer>(bytes),
         1 => decoded::<Reply>(bytes),
         _ => match postcard::from_bytes::<FromSource>(bytes) {
-            Ok(FromSource::Pages(runs)) => {
+            Ok(FromSource::Pages(runs) | FromSource::Owed(runs)) => {
                 if let Some(bytes) = migration_wire::bytes_of(&runs) {
                     assert!(bytes <= migration_wire::MAX_PAGES * vmm::addr::PAGE_SIZE);
                 }

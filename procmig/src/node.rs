@@ -207,8 +207,12 @@ fn converse(
                     let _ = stop.send(());
                     return Ok(());
                 }
-                let count = kernel.processes().len();
-                NodeReply::Refused(format!("the node runs {count} processes; end them, or stop it with --force"))
+                NodeReply::Refused(match kernel.processes().len() {
+                    0 => "a process that has left it still needs memory of it; wait until mosmigrate is done, or \
+                          stop it with --force"
+                        .to_owned(),
+                    count => format!("the node runs {count} processes; end them, or stop it with --force"),
+                })
             }
         };
         debug_assert!(frame::encode(&reply).is_ok_and(|bytes| bytes.len() <= MAX_MESSAGE));

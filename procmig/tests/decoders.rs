@@ -233,6 +233,8 @@ fn a_damaged_migration_is_an_error_at_worst() {
     let seeds = [
         [&[0][..], &postcard::to_stdvec(&offer).expect("an offer")].concat(),
         [&[1][..], &postcard::to_stdvec(&Reply::Ready([3; 16])).expect("a reply")].concat(),
+        [&[1][..], &postcard::to_stdvec(&Reply::Want(vec![(5, 9), (7, 3)])).expect("a reply")].concat(),
+        message(FromSource::Owed(vec![run])),
         message(FromSource::Pages(vec![run, Run { content: Content::Nothing, count: u32::MAX, ..run }])),
         message(FromSource::Image(Box::new(image))),
     ];

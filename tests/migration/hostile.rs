@@ -58,6 +58,7 @@ fn say(socket: &Path, pid: i32, messages: &[Vec<u8>]) -> Option<(Ticket, UnixStr
     match frame::receive(&stream, MAX_MESSAGE).expect("an answer").0 {
         Reply::Ready(_) => {}
         Reply::Refused(reason) => panic!("{reason}"),
+        Reply::Want(_) => panic!("it wants pages of a process that it was not sent"),
     }
     for message in messages {
         // It may have been refused already.
@@ -70,6 +71,7 @@ fn say(socket: &Path, pid: i32, messages: &[Vec<u8>]) -> Option<(Ticket, UnixStr
             assert!(!reason.is_empty());
             None
         }
+        Ok((Reply::Want(_), _)) => panic!("it wants pages of a process that nobody has given it"),
         Err(_) => None,
     }
 }
@@ -178,6 +180,7 @@ fn claims_cost_the_node_nothing() {
     let socket = pair.socket("a");
     let before = has(&pair);
     let pages = |runs: Vec<Run>| frame::encode(&FromSource::Pages(runs)).expect("a message");
+    let owed = |runs: Vec<Run>| frame::encode(&FromSource::Owed(runs)).expect("a message");
     // Pages that are forgotten are not looked for one by one.
     let most = |index| run(Owner::Object(index), 0, u32::MAX, Content::Nothing);
     let since = Instant::now();
@@ -194,6 +197,12 @@ fn claims_cost_the_node_nothing() {
         pages(vec![run(Owner::Space, 0, 0, Content::Zeros)]),
         pages(vec![run(Owner::Space, u64::MAX, 2, Content::Nothing)]),
         pages(vec![run(Owner::Space, u64::MAX / 4096, 1, Content::Bytes)]),
+        owed(vec![run(Owner::Object(0), 0, 1, Content::Bytes)]),
+        owed(vec![run(Owner::Space, 0, 1, Content::Zeros)]),
+        owed(vec![run(Owner::Space, 0, u32::MAX, Content::Bytes)]),
+        [owed(vec![run(Owner::Space, 16, 1, Content::Bytes)]), pages(vec![run(Owner::Space, 16, 1, Content::Zeros)])]
+            .concat(),
+        frame::encode(&FromSource::Moved).expect("a message"),
         u32::MAX.to_le_bytes().to_vec(),
         [&(60u32 << 20).to_le_bytes()[..], b"short"].concat(),
     ] {
@@ -203,5 +212,12 @@ fn claims_cost_the_node_nothing() {
     let zeros = |index: u64| pages(vec![run(Owner::Space, index * 2048, 2048, Content::Zeros)]);
     let zeros: Vec<Vec<u8>> = (0..2000).map(zeros).collect();
     assert!(say(&socket, PID, &zeros).is_none());
+    let later = |index: u64| owed(vec![run(Owner::Space, index * 2048, 2048, Content::Bytes)]);
+    let later: Vec<Vec<u8>> = (0..2000).map(later).collect();
+    assert!(say(&socket, PID, &later).is_none());
+    // Where the image has no memory.
+    let mut messages = conversation(PID);
+    messages.insert(1, owed(vec![run(Owner::Space, 1 << 30, 1, Content::Bytes)]));
+    assert!(say(&socket, PID, &messages).is_none());
     recovers(&pair, before);
 }

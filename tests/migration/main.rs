@@ -3,6 +3,7 @@
 
 mod faults;
 mod hostile;
+mod postcopy;
 mod refusals;
 mod sample;
 mod views;
@@ -81,11 +82,17 @@ impl Pair {
 
     /// Has a process go to the other node.
     fn migrate(&self, pid: i32) -> Result<mover::Record, String> {
-        match self.at(pid) {
-            Some('a') => mover::migrate(pid, &self.socket("a"), &self.socket("b")),
-            Some(_) => mover::migrate(pid, &self.socket("b"), &self.socket("a")),
-            None => Err("it is at no node".to_owned()),
-        }
+        self.migrate_with(pid, mover::PostCopy::Auto)
+    }
+
+    /// The same, with some of its memory behind it.
+    fn migrate_with(&self, pid: i32, post_copy: mover::PostCopy) -> Result<mover::Record, String> {
+        let (from, to) = match self.at(pid) {
+            Some('a') => ("a", "b"),
+            Some(_) => ("b", "a"),
+            None => return Err("it is at no node".to_owned()),
+        };
+        mover::migrate_with(pid, &self.socket(from), &self.socket(to), post_copy)
     }
 }
 

@@ -14,6 +14,8 @@ pub const DIRTY: u64 = 1 << 6;
 pub const LARGE: u64 = 1 << 7;
 /// For the VMM: the entry has a frame, though it may be absent (`PROT_NONE`).
 pub const HAS_FRAME: u64 = 1 << 9;
+/// For the VMM: the entry has a frame and is absent, for what belongs there is still to come.
+pub const OWED: u64 = 1 << 10;
 /// Instruction fetches are refused.
 pub const NO_EXECUTE: u64 = 1 << 63;
 /// The physical address in an entry.

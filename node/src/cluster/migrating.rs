@@ -56,7 +56,7 @@ pub async fn send(
     let own = membership.map(|membership| membership.id);
     let home = source.home.or(own);
     let there = |id: KeyId| (home != Some(id)).then_some(id.0);
-    let Manner { max_freeze_micros, bandwidth } = manner;
+    let Manner { max_freeze_micros, bandwidth, post_copy } = manner;
     let order = |way, host, node: &NodeName, shown| Migrate {
         pid: source.pid,
         home: source.home.map(|home| home.0),
@@ -66,6 +66,7 @@ pub async fn send(
         shown,
         max_freeze_micros,
         bandwidth,
+        post_copy,
     };
     let (order, handed) = match target {
         Chosen::Here(node) => {

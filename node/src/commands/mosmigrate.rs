@@ -12,9 +12,10 @@ use crate::nodelink;
 use crate::output::print;
 use crate::statedir::StateDir;
 use anyhow::{Context, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use procmig::migration::record::{Event, Record, Round};
+use procmig::wire::control::PostCopy;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
@@ -58,11 +59,26 @@ pub struct MigrateArgs {
     /// Bytes a second that may be sent while the process runs, as 100M
     #[arg(long, value_name = "BYTES")]
     bandwidth: Option<Size>,
+    /// Which memory may follow when the process runs at its new place already. Until it has come the process needs
+    /// both nodes: if one of them ends, so does the process
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    post_copy: Late,
     /// Print events as JSON, one a line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     dir: DirArg,
+}
+
+/// Values of `--post-copy`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Late {
+    /// What the process writes faster than it can be sent, however slowed down
+    Auto,
+    /// All: the shortest standstill, and slow at first
+    Always,
+    /// None: it may stand still for longer than --max-freeze
+    Never,
 }
 
 /// Reads a time as users write it: `50ms`, `2s`, `300us`.
@@ -86,6 +102,11 @@ pub fn main(args: MigrateArgs) -> anyhow::Result<()> {
     let manner = Manner {
         max_freeze_micros: u64::try_from(args.max_freeze.as_micros()).unwrap_or(u64::MAX),
         bandwidth: args.bandwidth.map(|Size(bytes)| bytes.max(1)),
+        post_copy: match args.post_copy {
+            Late::Auto => PostCopy::Auto,
+            Late::Always => PostCopy::Always,
+            Late::Never => PostCopy::Never,
+        },
     };
     let home = args.from.map(|from| from.parse::<Label>()).transpose()?;
     let mut go = |pid: i32, to: &str| {
@@ -135,7 +156,8 @@ fn of_job(state: &StateDir, job: u32) -> anyhow::Result<Vec<i32>> {
 pub fn evacuate(state: &StateDir, client: &mut Client, from: &NodeName, others: &[NodeName]) -> anyhow::Result<()> {
     /// Processes may be started, or end, while others leave.
     const ROUNDS: u32 = 5;
-    let manner = Manner { max_freeze_micros: MAX_FREEZE.as_micros() as u64, bandwidth: None };
+    let max_freeze_micros = MAX_FREEZE.as_micros() as u64;
+    let manner = Manner { max_freeze_micros, bandwidth: None, post_copy: PostCopy::Auto };
     for _ in 0..ROUNDS {
         let mut processes = nodelink::processes(state, from)?;
         if others.is_empty() {
@@ -215,6 +237,12 @@ impl Display {
                 }
                 Event::Slowed(factor) => bar.set_message(format!("slowed down to 1/{factor}")),
                 Event::Frozen => bar.set_message("standing still"),
+                Event::Running { owed } => {
+                    bar.set_length(*owed);
+                    bar.set_position(0);
+                    bar.set_message("it runs there; the rest follows");
+                }
+                Event::Owed { left, of } => bar.set_position(of - left),
             },
         }
     }

@@ -169,6 +169,7 @@ impl Control {
                 }
             }
             ToDeputy::Commit(commit) => self.commit(&commit),
+            ToDeputy::MemoryLost => end::note_memory_lost(),
         }
     }
 

@@ -19,6 +19,9 @@ const REMOTE_GRACE: Duration = Duration::from_secs(1);
 /// The program's name and its node's, for messages.
 pub(super) static NAMES: Mutex<(Vec<u8>, String)> = Mutex::new((Vec::new(), String::new()));
 
+/// Memory of the process was lost on its way between nodes.
+static MEMORY_LOST: AtomicBool = AtomicBool::new(false);
+
 static LOST: AtomicBool = AtomicBool::new(false);
 
 /// The node is gone: says so and exits. The process may be told to exit on one connection while
@@ -35,7 +38,12 @@ pub(super) fn lost() -> ! {
     let message = match NAMES.try_lock() {
         Ok(names) => {
             let program = String::from_utf8_lossy(&names.0);
-            format!("mosrun: {program} ({pid}): the node {} that ran it is gone\n", names.1)
+            let node = &names.1;
+            if MEMORY_LOST.load(Ordering::SeqCst) {
+                format!("mosrun: {program} ({pid}): memory of it was lost on its way to the node {node}\n")
+            } else {
+                format!("mosrun: {program} ({pid}): the node {node} that ran it is gone\n")
+            }
         }
         Err(_) => format!("mosrun: ({pid}): the node that ran it is gone\n"),
     };
@@ -92,6 +100,11 @@ pub(super) fn die(signal: u32) -> ! {
 /// Notes the node's name.
 pub(super) fn note_node(name: &str) {
     lock(&NAMES).1 = name.to_owned();
+}
+
+/// Notes why the node is about to give the process up.
+pub(super) fn note_memory_lost() {
+    MEMORY_LOST.store(true, Ordering::SeqCst);
 }
 
 /// Notes the program's name.

@@ -6,7 +6,7 @@ use super::exitless::Exitless;
 use super::group::Permit;
 use super::lock;
 use super::memory_short::{Leaver, Whose};
-use super::process::{Ending, Process};
+use super::process::{Ending, Presence, Process};
 use super::syscalls::{self, Outcome};
 use super::thread::{Thread, ThreadSignals};
 use crate::channel::CallChannel;
@@ -310,6 +310,11 @@ impl GuestThread {
                     Err(FaultError::Unmapped) => info::fault(libc::SIGSEGV, info::SEGV_MAPERR, at),
                     Err(FaultError::Forbidden) => info::fault(libc::SIGSEGV, info::SEGV_ACCERR, at),
                     Err(FaultError::NoPage) => info::fault(libc::SIGBUS, info::BUS_ADRERR, at),
+                    Err(error @ FaultError::Lost(_)) => {
+                        tracing::error!(pid = self.process.pid, "killed: {error}");
+                        self.process.begin_exit(Ending::Lost);
+                        return;
+                    }
                     Err(short @ (FaultError::OutOfMemory | FaultError::OverLimit)) => {
                         let whose = if short == FaultError::OverLimit { Whose::Group } else { Whose::Node };
                         // Others may take what has become free: so more than once.
@@ -428,6 +433,10 @@ impl GuestThread {
 
     /// `CLONE_CHILD_CLEARTID` and robust futexes.
     fn say_goodbye(&mut self, cpu: &mut UserCpu) {
+        if self.process.presence() == Presence::Gone {
+            // It goes on elsewhere, and some of its memory may not have been sent.
+            return;
+        }
         syscalls::futex::release_robust(self, cpu);
         let clear = self.thread.clear_tid.load(Ordering::Relaxed);
         // Nobody is left to see it when the whole process ends.

@@ -45,7 +45,7 @@ use crate::wire::usage::Usage;
 use nix::errno::Errno;
 use process::{Presence, Process};
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 use time::Time;
@@ -128,6 +128,8 @@ pub struct Kernel {
     ended: Mutex<HashMap<(u32, i32), Ended>>,
     /// Processes that have arrived from other nodes and wait for their deputies.
     pub arrivals: Arrivals,
+    /// Processes that have left and whose memory not all has.
+    pub owing: AtomicUsize,
     /// Processes whose memory is about to be free.
     pub leaving: memory_short::Leaving,
     /// Held while it is decided who is killed for its memory.
@@ -168,6 +170,7 @@ impl Kernel {
             processes: Mutex::default(),
             ended: Mutex::default(),
             arrivals: Arrivals::default(),
+            owing: AtomicUsize::new(0),
             leaving: memory_short::Leaving::default(),
             choosing: Mutex::default(),
             refused: Mutex::default(),
@@ -269,7 +272,7 @@ impl Kernel {
     pub fn stop(&self, force: bool) -> bool {
         let processes = {
             let processes = lock(&self.processes);
-            if !processes.is_empty() && !force {
+            if !(processes.is_empty() && self.owing.load(Ordering::SeqCst) == 0 || force) {
                 return false;
             }
             self.stopping.store(true, Ordering::SeqCst);

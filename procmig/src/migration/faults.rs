@@ -39,6 +39,10 @@ pub enum Step {
     TargetAdopt,
     /// The target is told to run the process.
     TargetRun,
+    /// The source is about to send pages that it has kept of a process that is the target's.
+    SourceServe,
+    /// The target waits for such pages.
+    TargetCollect,
     /// The deputy looks for a way to a target that is not on the same host as source and home.
     DeputyFind,
     /// The deputy is asked to hold signals back.
@@ -54,7 +58,7 @@ pub enum Step {
 }
 
 /// All steps.
-pub const STEPS: [Step; 17] = [
+pub const STEPS: [Step; 19] = [
     Step::SourceOffer,
     Step::SourcePages,
     Step::SourceFrozen,
@@ -66,6 +70,8 @@ pub const STEPS: [Step; 17] = [
     Step::TargetImage,
     Step::TargetAdopt,
     Step::TargetRun,
+    Step::SourceServe,
+    Step::TargetCollect,
     Step::DeputyFind,
     Step::DeputyHold,
     Step::DeputyCommit,

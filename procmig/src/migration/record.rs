@@ -34,6 +34,8 @@ pub struct Record {
     pub stop_micros: u64,
     /// Of that, from the image's arrival until the deputy had given the process to the target.
     pub commit_micros: u64,
+    /// What was sent when it ran at the target already.
+    pub post_copy: Round,
     /// All of it.
     pub total_micros: u64,
     /// Bytes sent.
@@ -66,4 +68,16 @@ pub enum Event {
     Slowed(u32),
     /// The process stands still.
     Frozen,
+    /// It runs at the target, which is owed some memory.
+    Running {
+        /// Bytes.
+        owed: u64,
+    },
+    /// Some of that is sent.
+    Owed {
+        /// Bytes that are not.
+        left: u64,
+        /// Bytes in all.
+        of: u64,
+    },
 }

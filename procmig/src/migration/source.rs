@@ -2,6 +2,7 @@
 
 mod changes;
 mod link;
+mod owing;
 mod preparation;
 mod snapshot;
 
@@ -18,11 +19,12 @@ use crate::kernel::lock;
 use crate::kernel::process::{Ending, Presence, Process, Verdict};
 use crate::mm::AddressSpace;
 use crate::mm::image::{DescribeError, Description, PrivatePage, Stretch};
-use crate::wire::control::{Commit, Migrate, ToDeputy, VERSION, Way};
+use crate::wire::control::{Commit, Migrate, PostCopy, ToDeputy, VERSION, Way};
 use crate::wire::frame::{FrameError, MAX_DESCRIPTORS};
 use changes::{batches, bytes_in, changes};
 use link::Link;
 use nix::errno::Errno;
+use owing::Owing;
 use preparation::Preparation;
 use snapshot::{hand_over_list, image};
 use std::collections::BTreeSet;
@@ -91,6 +93,18 @@ pub enum MigrateError {
     /// The deputy has not given it away.
     #[error("home has not given the process to the target: {0}")]
     Kept(String),
+    /// It asks for what it was not told of.
+    #[error("the target asks for what it cannot")]
+    Nonsense,
+    /// It is lost, or about to be.
+    #[error("the process runs at {node}, but not all of its memory has got there")]
+    Behind {
+        /// The target.
+        node: String,
+        /// Why.
+        #[source]
+        source: Box<MigrateError>,
+    },
     /// The deputy does not answer.
     #[error("the deputy does not answer; is it stopped?")]
     Silent,
@@ -117,6 +131,10 @@ pub fn migrate(
     let home = order.home.map_or(Some(0), |home| kernel.links.home(&home));
     let process = home.and_then(|home| kernel.settled(home, order.pid));
     let process = process.ok_or(MigrateError::NoProcess(order.pid))?;
+    // What it was owed when it came here may still be on its way.
+    if let Some(owed) = process.space().and_then(|space| space.owed().cloned()) {
+        owed.wait_for_all(PATIENCE);
+    }
     let space = check(kernel, &process)?;
     if order.host.is_some() {
         describe(&process, &space)?.leave_home().map_err(|error| bound(&process, error))?;
@@ -155,16 +173,24 @@ pub fn migrate(
         sent: Vec::new(),
         dirty: FrameSet::default(),
         missed: BTreeSet::new(),
+        rate: 0.0,
+        owing: None,
         order,
     };
     let moved = copy
         .while_it_runs(&process, &tracker, &mut record, tell)
         .and_then(|()| copy.while_it_stands(&process, &tracker, &mut record, tell));
     drop(tracker);
-    let mut link = copy.link;
+    let Copy { mut link, owing, .. } = copy;
     match moved {
         Ok(()) => {
             way.use_up();
+            if let Some(owing) = owing {
+                let served = link.calm_down().map_err(MigrateError::from);
+                let served = served.and_then(|()| owing.serve(&mut link, order.bandwidth, tell));
+                let behind = |source| MigrateError::Behind { node: order.shown.clone(), source: Box::new(source) };
+                record.post_copy = served.map_err(behind)?;
+            }
             record.total_micros = micros(started);
             record.bytes = link.bytes;
             process.wait_until_left(PATIENCE);
@@ -220,6 +246,10 @@ struct Copy<'a> {
     dirty: FrameSet,
     /// Pages that were to be sent in this round and were not.
     missed: BTreeSet<u64>,
+    /// Bytes in a microsecond that were sent in the last round.
+    rate: f64,
+    /// What is sent when the process runs at the target.
+    owing: Option<Owing>,
 }
 
 impl Copy<'_> {
@@ -232,8 +262,9 @@ impl Copy<'_> {
         record: &mut Record,
         tell: &mut dyn FnMut(Event),
     ) -> Result<(), MigrateError> {
-        // Bytes in a microsecond.
-        let mut rate = 0.0;
+        if self.order.post_copy == PostCopy::Always {
+            return Ok(());
+        }
         let mut last = u64::MAX;
         let mut brake = Brake::default();
         let most = Duration::from_micros(self.order.max_freeze_micros);
@@ -242,7 +273,7 @@ impl Copy<'_> {
             let todo = changes(&self.sent, &pages, &self.dirty);
             let bytes = bytes_in(&todo);
             // The rest of the freeze is for stopping, and for what else there is to send.
-            let fits = rate * self.order.max_freeze_micros as f64 / 4.0;
+            let fits = self.rate * self.order.max_freeze_micros as f64 / 4.0;
             if number > 1 && (bytes <= LITTLE || (bytes as f64) < fits) {
                 break;
             }
@@ -253,7 +284,6 @@ impl Copy<'_> {
             }
             last = bytes;
             let round = self.round(number as u32, &todo, tell)?;
-            rate = bytes as f64 / round.micros.max(1) as f64;
             self.sent = pages;
             self.forget_missed();
             record.rounds.push(round);
@@ -281,6 +311,7 @@ impl Copy<'_> {
         const TELL: Duration = Duration::from_millis(100);
         let (started, before, of) = (Instant::now(), self.link.bytes, bytes_in(todo));
         let mut told = started;
+        let mut idle = Duration::ZERO;
         let mut round = Round::default();
         let mut done = 0;
         for batch in batches(todo) {
@@ -298,10 +329,15 @@ impl Copy<'_> {
             }
             if let Some(bandwidth) = self.order.bandwidth {
                 let due = (self.link.bytes - before) as f64 / bandwidth.max(1) as f64;
-                std::thread::sleep(Duration::from_secs_f64(due).saturating_sub(started.elapsed()));
+                let wait = Duration::from_secs_f64(due).saturating_sub(started.elapsed());
+                std::thread::sleep(wait);
+                idle += wait;
             }
         }
         (round.bytes, round.micros) = (self.link.bytes - before, micros(started));
+        // While the process stands still the bandwidth is not limited.
+        let busy = round.micros.saturating_sub(idle.as_micros() as u64);
+        self.rate = of as f64 / busy.max(1) as f64;
         Ok(round)
     }
 
@@ -358,10 +394,19 @@ impl Copy<'_> {
         let before = self.link.bytes;
         let mut round = Round::default();
         let pages = self.space.private_pages();
-        for batch in batches(&changes(&self.sent, &pages, &self.dirty)) {
+        let mut todo = changes(&self.sent, &pages, &self.dirty);
+        if self.is_too_much(bytes_in(&todo)) {
+            let (now, later) = owing::split(todo, &self.space);
+            todo = now;
+            self.owing = (!later.is_empty()).then(|| Owing::new(self.kernel, &later));
+        }
+        for batch in batches(&todo) {
             self.link.send_pages(self.kernel, Owner::Space, batch, &mut round)?;
         }
         self.send_objects(&description, &mut round)?;
+        if let Some(owing) = &self.owing {
+            owing.announce(&mut self.link)?;
+        }
         // What the node has of home's files is let go of, so that an end of a pipe is one when it should be.
         drop(process.descriptors.change(Change::All));
         let image = image(process, &frozen.threads, description.image.clone(), epoch);
@@ -395,6 +440,15 @@ impl Copy<'_> {
             }
             Some(Verdict::Kept(reason)) => Err(MigrateError::Kept(reason)),
             Some(Verdict::Held | Verdict::Prepared(_)) | None => Err(FreezeError::Ended.into()),
+        }
+    }
+
+    /// Whether so much memory is rather sent when the process runs again.
+    fn is_too_much(&self, bytes: u64) -> bool {
+        match self.order.post_copy {
+            PostCopy::Always => true,
+            PostCopy::Never => false,
+            PostCopy::Auto => bytes > LITTLE && bytes as f64 > self.rate * self.order.max_freeze_micros as f64,
         }
     }
 

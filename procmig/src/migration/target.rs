@@ -1,6 +1,7 @@
 //! The target of a migration: memory that arrives, and a process that is made from it and waits for its deputy.
 
 pub mod arrival;
+mod collecting;
 mod making;
 mod pages;
 
@@ -90,13 +91,20 @@ pub fn receive(kernel: &Arc<Kernel>, stream: &mut Stream, offer: &Offer) -> Resu
     match arrive(kernel, stream, offer) {
         Ok(arrival) => {
             let ticket = random()?;
+            let collector = arrival.collector();
             kernel.arrivals.enter(ticket, arrival);
             let told = stream.send_message(&Reply::Ready(ticket), &[]);
             // The source says if it comes to nothing; if it is gone only the deputy knows.
-            if told.is_err() || matches!(stream.receive_message(MAX_MESSAGE), Ok((FromSource::Abandoned, _))) {
+            let news = told.is_ok().then(|| stream.receive_message(MAX_MESSAGE).map(|(message, _)| message));
+            if matches!(news, None | Some(Ok(FromSource::Abandoned))) {
                 drop(kernel.arrivals.take(&ticket));
             }
             kernel.arrivals.wait(&ticket);
+            match (collector, news) {
+                (Some(collector), Some(Ok(FromSource::Moved))) => collector.collect(kernel, stream),
+                (Some(collector), _) => collector.lose(kernel, "the source is gone"),
+                (None, _) => {}
+            }
             told
         }
         Err(ReceiveError::Abandoned) => Ok(()),
@@ -125,7 +133,10 @@ fn arrive(kernel: &Arc<Kernel>, stream: &mut Stream, offer: &Offer) -> Result<Ar
                 return hold.make(stream, *image, offer.pid);
             }
             FromSource::Abandoned => return Err(ReceiveError::Abandoned),
-            FromSource::Descriptors => return Err(ReceiveError::Wrong("descriptors before the image")),
+            FromSource::Owed(runs) => hold.owe(&runs)?,
+            FromSource::Descriptors | FromSource::Moved => {
+                return Err(ReceiveError::Wrong("what comes behind an image before it"));
+            }
         }
     }
 }

@@ -4,6 +4,10 @@
 //! with an [`Offer`]; the answer is a [`Reply`]. Then it sends [`FromSource`] messages, as
 //! [frames](crate::wire::frame), each [`FromSource::Pages`] followed by the bytes of the pages that have some, in
 //! order. [`FromSource::Image`] is the last before the deputy decides; it is answered by a [`Reply`].
+//!
+//! If the source keeps some pages for later (post-copy), they are named in [`FromSource::Owed`] right before the image.
+//! When the process is the target's the source says [`FromSource::Moved`], and answers each [`Reply::Want`] with one
+//! [`FromSource::Pages`], until the target wants nothing.
 
 use super::cpu::CpuFeatures;
 use super::image::ProcessImage;
@@ -52,6 +56,9 @@ pub enum Reply {
     Ready(Ticket),
     /// No; why.
     Refused(String),
+    /// The process runs; these of the pages that are owed are wanted: number of the first, and how many. None if
+    /// nothing more is.
+    Want(#[serde(deserialize_with = "capped::list::<_, _, MAX_RUNS>")] Vec<(u64, u32)>),
 }
 
 /// From the source.
@@ -65,6 +72,10 @@ pub enum FromSource {
     Descriptors,
     /// The process stays where it is.
     Abandoned,
+    /// Pages of the address space that are to come when the process runs at the target.
+    Owed(#[serde(deserialize_with = "capped::list::<_, _, MAX_RUNS>")] Vec<Run>),
+    /// The process is the target's, and pages can be asked for.
+    Moved,
 }
 
 /// Whose a run of pages is.

@@ -6,7 +6,7 @@ use super::space::{AddressSpace, ChangeError, Inner, entry};
 use vmm::addr::{GuestPhysAddr, LARGE_PAGE_SIZE, PAGE_SIZE};
 use vmm::frames::{AtLimit, FRAMES_PER_BLOCK, Shortage};
 use vmm::guard::take_fault;
-use vmm::paging::{self, LARGE, PRESENT, WRITE};
+use vmm::paging::{self, LARGE, OWED, PRESENT, WRITE};
 use vmm::table_frames::TableError;
 use vmm::tables::Leaf;
 use vmm::user_cpu::UserCpu;
@@ -40,6 +40,9 @@ pub enum FaultError {
     /// The program has all the memory that it may have.
     #[error("the program has all the memory that it may have")]
     OverLimit,
+    /// It was at a node that is gone.
+    #[error(transparent)]
+    Lost(#[from] super::owed::Lost),
 }
 
 /// Whether a page that the host could not provide is one of home's.
@@ -172,6 +175,10 @@ impl AddressSpace {
         let page = address & !(PAGE_SIZE - 1);
         match inner.tables.lookup(page) {
             None => self.populate(inner, &region, page, access, at_limit),
+            Some(leaf) if leaf.entry & OWED != 0 => {
+                self.await_owed(inner, page, &leaf)?;
+                self.fault_locked(inner, address, access, at_limit, cpu)
+            }
             Some(leaf) => {
                 if leaf.entry & PRESENT != 0 && (access != Access::Write || leaf.entry & WRITE != 0) {
                     // Another thread was first, or the translation was only stale.

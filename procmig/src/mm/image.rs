@@ -16,7 +16,7 @@ use vmm::accounts::Account;
 use vmm::addr::{Frame, LARGE_PAGE_SIZE, PAGE_SIZE};
 use vmm::frames::FRAMES_PER_BLOCK;
 use vmm::machine::Machine;
-use vmm::paging::{self, LARGE};
+use vmm::paging::{self, LARGE, OWED, PRESENT, WRITE};
 use vmm::shim_layout::{USER_END, USER_START};
 use vmm::tables::PageTables;
 
@@ -32,6 +32,9 @@ pub enum DescribeError {
     /// It has attached a segment.
     #[error("it has attached System V memory, which only its home has")]
     Segment,
+    /// It has come from another node, and its memory not all yet.
+    #[error("its memory is still coming from the node where it was")]
+    Arriving,
 }
 
 /// Why no address space can be made from an image.
@@ -183,6 +186,9 @@ impl AddressSpace {
     /// See [`DescribeError`].
     pub fn describe(&self, vdso: &Arc<PageObject>) -> Result<Description, DescribeError> {
         let inner = self.lock();
+        if self.owed().is_some_and(|owed| !owed.is_all_here()) {
+            return Err(DescribeError::Arriving);
+        }
         let (mut objects, mut images) = (Vec::new(), Vec::new());
         let mut uses: Vec<usize> = Vec::new();
         let mut regions = Vec::with_capacity(inner.regions.len());
@@ -368,12 +374,13 @@ impl AddressSpace {
     }
 
     /// Puts frames, of each of which the caller gives its one user, where private pages are: page number,
-    /// frame, and whether it is the first of a large page's. No thread has run here yet.
+    /// frame, whether it is the first of a large page's, and whether some of it is still to come. No thread has run
+    /// here yet.
     ///
     /// # Errors
     /// If one is where no private page can be, or no frame is left for the tables; the frames are released when
     /// the address space is.
-    pub fn place(&self, pages: impl Iterator<Item = (u64, Frame, bool)>) -> Result<(), ImageError> {
+    pub fn place(&self, pages: impl Iterator<Item = (u64, Frame, bool, bool)>) -> Result<(), ImageError> {
         let frames = self.machine.frames();
         let inner = &mut *self.lock();
         let Inner { regions, tables, .. } = inner;
@@ -394,7 +401,8 @@ impl AddressSpace {
             written.map_err(|_| ImageError::OutOfMemory)?;
             if lost.is_empty() { Ok(()) } else { Err(ImageError::Wrong("a page is there twice")) }
         };
-        for (page, frame, large) in pages {
+        let mark = |entry: u64, is_owed: bool| if is_owed { entry & !(PRESENT | WRITE) | OWED } else { entry };
+        for (page, frame, large, is_owed) in pages {
             let at = page.saturating_mul(PAGE_SIZE);
             let count = if large { FRAMES_PER_BLOCK } else { 1 };
             let end = at.saturating_add(if large { LARGE_PAGE_SIZE } else { PAGE_SIZE });
@@ -409,7 +417,7 @@ impl AddressSpace {
             };
             if large {
                 result = flush(tables, &mut run, run_start);
-                let placed = tables.fill_large(at, entry(frame, region.protection, true) | LARGE);
+                let placed = tables.fill_large(at, mark(entry(frame, region.protection, true) | LARGE, is_owed));
                 if !matches!(placed, Ok(true)) {
                     frames.release_all(&(0..count).map(|i| frame.offset(i)).collect::<Vec<_>>());
                     result = result.and(Err(match placed {
@@ -423,7 +431,7 @@ impl AddressSpace {
                 result = flush(tables, &mut run, run_start);
                 run_start = at;
             }
-            run.push(entry(frame, region.protection, true));
+            run.push(mark(entry(frame, region.protection, true), is_owed));
         }
         let last = flush(tables, &mut run, run_start);
         result.and(last)

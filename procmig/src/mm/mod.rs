@@ -9,6 +9,7 @@ pub mod image;
 pub mod layout;
 pub mod lent;
 pub mod object;
+pub mod owed;
 mod places;
 pub mod regions;
 mod remap;

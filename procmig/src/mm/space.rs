@@ -4,6 +4,7 @@ use super::gate::Gate;
 use super::identity::{IdentityPage, Member};
 use super::layout::Layout;
 use super::object::PageObject;
+use super::owed::Owed;
 use super::regions::{Backing, Protection, Region, RegionFlags, Regions};
 use super::rewrite::Rewrites;
 use super::segments::Attachment;
@@ -11,13 +12,13 @@ use super::slots::SlotPage;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use vmm::accounts::Account;
 use vmm::addr::{Frame, GuestPhysAddr, LARGE_PAGE_SIZE, PAGE_SIZE};
 use vmm::entry::Paging;
 use vmm::frames::FRAMES_PER_BLOCK;
 use vmm::machine::Machine;
-use vmm::paging::{self, HAS_FRAME, NO_EXECUTE, PRESENT, USER, WRITE};
+use vmm::paging::{self, HAS_FRAME, NO_EXECUTE, OWED, PRESENT, USER, WRITE};
 use vmm::shim_layout::{USER_END, USER_START};
 use vmm::table_frames::TableError;
 use vmm::tables::{Changes, PageTables};
@@ -79,6 +80,8 @@ pub struct AddressSpace {
     pub(super) inner: Mutex<Inner>,
     /// To which its frames are charged.
     pub(super) account: Account,
+    /// What another node still had of it when it came here.
+    pub(super) owed: OnceLock<Arc<Owed>>,
 }
 
 /// What the lock protects.
@@ -173,7 +176,7 @@ impl AddressSpace {
 
     pub(super) fn with(machine: Arc<Machine>, account: Account, inner: Inner) -> Arc<Self> {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { id, machine, inner: Mutex::new(inner), account })
+        Arc::new(Self { id, machine, inner: Mutex::new(inner), account, owed: OnceLock::new() })
     }
 
     /// Names the address space in futex keys.
@@ -398,6 +401,10 @@ impl AddressSpace {
         let machine = self.machine.clone();
         let regions = inner.regions.clone_range(address, end);
         self.change(&mut inner, address, end, cpu, &mut |at, old, large| {
+            if old & OWED != 0 {
+                // It gets its rights when it is here.
+                return old;
+            }
             let keeps_write = old & WRITE != 0;
             let own = !large
                 && regions.at(at).is_some_and(|region| matches!(region.backing, Backing::Anonymous))
@@ -573,7 +580,7 @@ impl AddressSpace {
             region.flags.remove(RegionFlags::LOCKED);
             regions.insert(region);
         }
-        Ok(Self::with(
+        let child = Self::with(
             machine.clone(),
             self.account,
             Inner {
@@ -589,7 +596,11 @@ impl AddressSpace {
                 identity: None,
                 rewrites: inner.rewrites.share(machine),
             },
-        ))
+        );
+        if let Some(owed) = self.owed() {
+            child.owe(owed.clone());
+        }
+        Ok(child)
     }
 
     fn check_limits(&self, inner: &Inner, request: &MapRequest, length: u64) -> Result<(), Errno> {

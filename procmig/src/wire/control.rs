@@ -110,6 +110,21 @@ pub struct Migrate {
     pub max_freeze_micros: u64,
     /// Bytes per second that may be sent while the process runs.
     pub bandwidth: Option<u64>,
+    /// Which memory may follow when the process runs at the target.
+    pub post_copy: PostCopy,
+}
+
+/// Which of a process's memory follows when it runs at the target already. Until all has come it needs both nodes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PostCopy {
+    /// What would have it stand still for too long, since it is written faster than it is sent.
+    #[default]
+    Auto,
+    /// All.
+    Always,
+    /// None.
+    Never,
 }
 
 /// How a source reaches its target.
@@ -339,6 +354,8 @@ pub enum ToDeputy {
         /// For the answer.
         round: u32,
     },
+    /// The process is about to be lost, for memory that another node still had of it is.
+    MemoryLost,
 }
 
 /// What a deputy must know to give a process to another node.

@@ -9,7 +9,7 @@ use super::label::Label;
 use super::roster::SignedRoster;
 use crate::name::NodeName;
 use procmig::migration::record::{Event, Record};
-use procmig::wire::control::ProcessStatus;
+use procmig::wire::control::{PostCopy, ProcessStatus};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::net::SocketAddr;
 
@@ -100,6 +100,8 @@ pub struct Manner {
     pub max_freeze_micros: u64,
     /// Bytes per second that may be sent while it runs.
     pub bandwidth: Option<u64>,
+    /// Which memory may follow when it runs at the target.
+    pub post_copy: PostCopy,
 }
 
 /// How busy a host is.

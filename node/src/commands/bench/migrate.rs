@@ -12,6 +12,7 @@ use crate::name::NodeName;
 use crate::sandbox::{Sandbox, check_interrupted};
 use anyhow::{Context, ensure};
 use procmig::migration::record::Record;
+use procmig::wire::control::PostCopy;
 use procmig::wire::sealed::SealedStream;
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read};
@@ -89,7 +90,7 @@ impl Holder<'_> {
             Other::Host { .. } => "other".to_owned(),
         };
         let to = to.strip_prefix("home/").filter(|_| matches!(self.other, Other::Node(..))).unwrap_or(&to);
-        let manner = Manner { max_freeze_micros: MAX_FREEZE, bandwidth: None };
+        let manner = Manner { max_freeze_micros: MAX_FREEZE, bandwidth: None, post_copy: PostCopy::Never };
         let order = Migrate { pid: self.child.id() as i32, home: None, to: to.to_owned(), manner };
         let record = Client::connect_or_start(bench.sandbox.state())?.migrate(order, &mut |_| {})?;
         self.is_away = !self.is_away;

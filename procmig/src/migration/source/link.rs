@@ -26,6 +26,8 @@ pub(super) struct Link {
     pub(super) bytes: u64,
     /// Where pages are copied to before they are sealed.
     room: Vec<u8>,
+    /// At which pages are sent.
+    step: Step,
 }
 
 impl Link {
@@ -44,7 +46,7 @@ impl Link {
         };
         let opened = opened.and_then(|stream| stream.set_patience(Some(PATIENCE)).map(|()| stream));
         match opened {
-            Ok(stream) => Ok(Self { stream, node, bytes: 0, room: Vec::new() }),
+            Ok(stream) => Ok(Self { stream, node, bytes: 0, room: Vec::new(), step: Step::SourcePages }),
             Err(source) => Err(MigrateError::Unreachable { node, source }),
         }
     }
@@ -62,7 +64,7 @@ impl Link {
     pub(super) fn send(&mut self, message: &FromSource, descriptors: &[RawFd]) -> Result<(), FrameError> {
         let mut bytes = frame::encode(message)?;
         let step = match message {
-            FromSource::Pages(_) => Step::SourcePages,
+            FromSource::Pages(_) => self.step,
             _ => Step::SourceImage,
         };
         match faults::of_message(step) {
@@ -75,6 +77,12 @@ impl Link {
         Ok(())
     }
 
+    /// The process runs at the target.
+    pub(super) fn calm_down(&mut self) -> Result<(), FrameError> {
+        self.step = Step::SourceServe;
+        Ok(self.stream.set_patience(Some(PATIENCE))?)
+    }
+
     /// The process stands still: nothing may take long any more.
     pub(super) fn hurry(&self) -> Result<(), FrameError> {
         Ok(self.stream.set_patience(Some(STOP))?)
@@ -84,6 +92,15 @@ impl Link {
         match self.stream.receive_message(MAX_MESSAGE)?.0 {
             Reply::Ready(ticket) => Ok(ticket),
             Reply::Refused(reason) => Err(MigrateError::Refused { node: self.node.clone(), reason }),
+            Reply::Want(_) => Err(MigrateError::Nonsense),
+        }
+    }
+
+    /// What the target wants of the pages that it is owed.
+    pub(super) fn wanted(&mut self) -> Result<Vec<(u64, u32)>, MigrateError> {
+        match self.stream.receive_message(MAX_MESSAGE)?.0 {
+            Reply::Want(pages) => Ok(pages),
+            Reply::Ready(_) | Reply::Refused(_) => Err(MigrateError::Nonsense),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A process that has arrived and waits for its deputy.
 
 use super::ReceiveError;
+use super::collecting::Collector;
 use crate::channel::CallChannel;
 use crate::kernel::affinity::CpuSet;
 use crate::kernel::deadline::Deadline;
@@ -89,6 +90,11 @@ impl Arrival {
             arrival.waiting.push((thread, worker));
         }
         Ok(arrival)
+    }
+
+    /// Who is to bring what the source keeps of its memory.
+    pub(super) fn collector(&self) -> Option<Collector> {
+        Collector::new(&self.process, &self.space)
     }
 
     /// Connects the process's threads with their deputies, one of which can then have it [`run`](Self::run).

@@ -12,6 +12,7 @@ use crate::migration::image::{MAX_FPU, MAX_THREADS, ObjectImage, ProcessImage};
 use crate::migration::wire::{FromSource, MAX_MESSAGE};
 use crate::mm::AddressSpace;
 use crate::mm::object::PageObject;
+use crate::mm::owed::Owed;
 use crate::mm::space::shared_memory;
 use crate::signal::set::SignalSet;
 use crate::wire::stream::Stream;
@@ -37,10 +38,18 @@ impl Hold<'_> {
         let group = group.ok_or(ReceiveError::Refused(Errno::EAGAIN))?;
         let space = AddressSpace::from_image(kernel.machine.clone(), group.account(), &image.space, &objects)?;
         let Pages { small, large } = std::mem::take(&mut self.space);
-        let small = small.into_iter().map(|(page, frame)| (page, frame, false));
-        let mut pages: Vec<_> = large.into_iter().map(|(page, frame)| (page, frame, true)).chain(small).collect();
+        let owed = std::mem::take(&mut self.owed);
+        let is_owed = |page: u64, count: u32| owed.range(page..page + u64::from(count)).next().is_some();
+        let small = small.into_iter().map(|(page, frame)| (page, frame, false, is_owed(page, 1)));
+        let large = large.into_iter().map(|(page, frame)| (page, frame, true, is_owed(page, FRAMES_PER_BLOCK)));
+        let mut pages: Vec<_> = large.chain(small).collect();
         pages.sort_unstable();
+        // Before what is placed may be released.
+        let owed = (!owed.is_empty()).then(|| Owed::new(kernel.machine.clone(), owed));
         space.place(pages.into_iter())?;
+        if let Some(owed) = owed {
+            space.owe(owed);
+        }
         space.adopt_sites(&image.space.sites);
         let process = process(&kernel, &image, &space, group)?;
         for (object, about) in objects.iter().zip(&image.space.objects) {

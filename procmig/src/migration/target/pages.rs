@@ -15,6 +15,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use vmm::addr::{Frame, PAGE_SIZE};
 use vmm::frames::{AtLimit, FRAMES_PER_BLOCK};
+use vmm::ram::GuestRam;
 
 /// Frames by page number. Large pages are held by their first page.
 #[derive(Default)]
@@ -46,20 +47,24 @@ pub(super) struct Hold<'a> {
     pub(super) link: Option<Arc<Link>>,
     pub(super) space: Pages,
     pub(super) objects: HashMap<u32, Pages>,
+    /// Pages of the space that are to come later, with their frames.
+    pub(super) owed: BTreeMap<u64, Frame>,
 }
 
 impl<'a> Hold<'a> {
     /// Nothing yet.
     pub(super) fn new(kernel: &'a Arc<Kernel>, link: Option<Arc<Link>>) -> Self {
-        Self { kernel, link, space: Pages::default(), objects: HashMap::new() }
+        Self { kernel, link, space: Pages::default(), objects: HashMap::new(), owed: BTreeMap::new() }
     }
 
     /// Takes the pages of one message.
     pub(super) fn take(&mut self, stream: &mut Stream, runs: &[Run]) -> Result<(), ReceiveError> {
+        if !self.owed.is_empty() {
+            return Err(ReceiveError::Wrong("pages that come after those that are owed"));
+        }
         bytes_of(runs).ok_or(ReceiveError::Wrong("too many pages at once"))?;
-        let ram = self.kernel.machine.ram();
-        let mut places: Vec<libc::iovec> = Vec::new();
-        let mut coming: Vec<Frame> = Vec::new();
+        let kernel = self.kernel.clone();
+        let mut coming = Coming::new(kernel.machine.ram());
         for run in runs {
             let pages = run.first..run.first + u64::from(run.count);
             if run.content == Content::Nothing {
@@ -68,24 +73,25 @@ impl<'a> Hold<'a> {
             }
             for page in pages {
                 let frame = self.frame(run.owner, page, run.large)?;
-                if run.content == Content::Zeros {
-                    ram.zero(frame);
-                    continue;
-                }
-                coming.push(frame);
-                let at = ram.host_address().wrapping_add(frame.address().raw() as usize);
-                match places.last_mut() {
-                    Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == at => {
-                        last.iov_len += PAGE_SIZE as usize;
-                    }
-                    _ => places.push(libc::iovec { iov_base: at.cast(), iov_len: PAGE_SIZE as usize }),
-                }
+                coming.add(frame, run.content);
             }
         }
-        // SAFETY: the places are frames that nobody else has yet.
-        unsafe { read_places(stream, &mut places) }?;
-        for frame in coming {
-            ram.note_written(frame.address(), PAGE_SIZE);
+        // SAFETY: nobody else has the frames yet.
+        unsafe { coming.receive(stream) }?;
+        Ok(())
+    }
+
+    /// Makes room for pages that are to come when the process runs.
+    pub(super) fn owe(&mut self, runs: &[Run]) -> Result<(), ReceiveError> {
+        bytes_of(runs).ok_or(ReceiveError::Wrong("too many pages at once"))?;
+        for run in runs {
+            if (run.owner, run.content) != (Owner::Space, Content::Bytes) {
+                return Err(ReceiveError::Wrong("pages that cannot be owed"));
+            }
+            for page in run.first..run.first + u64::from(run.count) {
+                let frame = self.frame(run.owner, page, run.large)?;
+                self.owed.insert(page, frame);
+            }
         }
         Ok(())
     }
@@ -157,6 +163,49 @@ impl Drop for Hold<'_> {
             frames.extend(pages.large.values().flat_map(of_block));
         }
         self.kernel.machine.frames().release_all(&frames);
+    }
+}
+
+/// Frames whose content is about to be received.
+pub(super) struct Coming<'a> {
+    ram: &'a GuestRam,
+    places: Vec<libc::iovec>,
+    frames: Vec<Frame>,
+}
+
+impl<'a> Coming<'a> {
+    /// None yet.
+    pub(super) fn new(ram: &'a GuestRam) -> Self {
+        Self { ram, places: Vec::new(), frames: Vec::new() }
+    }
+
+    /// Adds one, which is filled at once if it is zeros.
+    pub(super) fn add(&mut self, frame: Frame, content: Content) {
+        if content == Content::Zeros {
+            self.ram.zero(frame);
+            return;
+        }
+        self.frames.push(frame);
+        let at = self.ram.host_address().wrapping_add(frame.address().raw() as usize);
+        match self.places.last_mut() {
+            Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == at => {
+                last.iov_len += PAGE_SIZE as usize;
+            }
+            _ => self.places.push(libc::iovec { iov_base: at.cast(), iov_len: PAGE_SIZE as usize }),
+        }
+    }
+
+    /// Receives all that were added.
+    ///
+    /// # Safety
+    /// No other thread reads or writes the frames until it returns.
+    pub(super) unsafe fn receive(mut self, stream: &mut Stream) -> io::Result<()> {
+        // SAFETY: the places are frames of the guest's memory, and nobody else's meanwhile, as the caller promises.
+        unsafe { read_places(stream, &mut self.places) }?;
+        for frame in self.frames {
+            self.ram.note_written(frame.address(), PAGE_SIZE);
+        }
+        Ok(())
     }
 }
 
