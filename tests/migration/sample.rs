@@ -61,6 +61,7 @@ pub(crate) fn image(pid: i32) -> ProcessImage {
             mask: Default::default(),
             saved_mask: None,
             pending: Default::default(),
+            chosen: false,
             altstack: AltStack::default(),
             clear_tid: 0,
             robust_list: 0,

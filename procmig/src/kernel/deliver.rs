@@ -58,7 +58,11 @@ impl GuestThread {
                 let mut signals = lock(&self.process.signals);
                 let mut own = lock(&self.thread.signals);
                 let mask = own.mask;
-                let taken = own.pending.take(mask).or_else(|| signals.pending.take(mask));
+                let mut taken = own.pending.take(mask);
+                if taken.is_none() && own.chosen {
+                    taken = signals.pending.take(mask);
+                    own.chosen = taken.is_some();
+                }
                 taken.map(|info| {
                     let action = signals.action(info.signal());
                     if action.handler > IGNORE && action.flags & SA_RESETHAND != 0 {
@@ -170,16 +174,22 @@ impl GuestThread {
         Ok(())
     }
 
-    /// Whether a signal waits that the thread does not block.
+    /// Whether a signal waits that the thread is to take.
     pub fn signal_waits(&self) -> bool {
         let signals = lock(&self.process.signals);
         let own = lock(&self.thread.signals);
-        !((own.pending.set() | signals.pending.set()) & !own.mask).is_empty()
+        !own.deliverable(signals.pending.set()).is_empty()
     }
 
     /// Looks anew for signals after the mask has changed, or leaves them to others.
     pub fn mask_changed(&self, old: SignalSet, new: SignalSet) {
-        if self.signal_waits() {
+        let waits = {
+            let signals = lock(&self.process.signals);
+            let mut own = lock(&self.thread.signals);
+            own.choose_anew(signals.pending.set());
+            !own.deliverable(signals.pending.set()).is_empty()
+        };
+        if waits {
             self.thread.notify();
         }
         self.process.pass_on(new & !old);

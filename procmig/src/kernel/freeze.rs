@@ -197,6 +197,7 @@ impl GuestThread {
             mask: own.mask,
             saved_mask: own.saved_mask,
             pending: own.pending,
+            chosen: own.chosen,
             altstack: own.altstack,
             clear_tid: self.thread.clear_tid.load(Ordering::Relaxed),
             robust_list: self.thread.robust_list.load(Ordering::Relaxed),

@@ -562,10 +562,6 @@ impl Process {
         let threads = self.threads();
         let target = {
             let mut signals = lock(&self.signals);
-            let awaited = |thread: &Arc<Thread>| {
-                let signals = lock(&thread.signals);
-                signals.awaited.contains(signal) || !signals.mask.contains(signal)
-            };
             let blocked = |thread: &Arc<Thread>| lock(&thread.signals).mask.contains(signal);
             if signals.ignores(signal) && !threads.iter().any(blocked) {
                 return true;
@@ -581,7 +577,7 @@ impl Process {
             if signals.pending.push(info, self.pending_limit().saturating_sub(others)).is_err() {
                 return false;
             }
-            first.into_iter().chain(&threads).find(|thread| awaited(thread)).cloned()
+            choose(first.into_iter().chain(&threads), signal)
         };
         if let Some(thread) = target {
             thread.notify();
@@ -590,21 +586,19 @@ impl Process {
     }
 
     /// A thread that may have been chosen for signals of the process has come to block them, or has
-    /// ended: others look for those.
+    /// ended: another is to take those, one that takes others already if there is one.
     pub fn pass_on(&self, signals: SignalSet) {
-        let waiting = lock(&self.signals).pending.set() & signals;
-        if waiting.is_empty() {
+        if (lock(&self.signals).pending.set() & signals).is_empty() {
             return;
         }
         let threads = self.threads();
-        for signal in waiting.iter() {
-            let open = |thread: &&Arc<Thread>| {
-                let own = lock(&thread.signals);
-                own.awaited.contains(signal) || !own.mask.contains(signal)
-            };
-            if let Some(thread) = threads.iter().find(open) {
-                thread.notify();
-            }
+        let chosen: Vec<_> = {
+            let waiting = lock(&self.signals).pending.set() & signals;
+            let chosen = threads.iter().filter(|thread| lock(&thread.signals).chosen).collect::<Vec<_>>();
+            waiting.iter().filter_map(|signal| choose(chosen.iter().copied().chain(&threads), signal)).collect()
+        };
+        for thread in chosen {
+            thread.notify();
         }
     }
 
@@ -797,6 +791,16 @@ impl Process {
     }
 }
 
+/// Chooses the first thread that takes a signal of the process.
+fn choose<'a>(threads: impl IntoIterator<Item = &'a Arc<Thread>>, signal: i32) -> Option<Arc<Thread>> {
+    let takes = |thread: &&Arc<Thread>| {
+        let own = &mut *lock(&thread.signals);
+        own.chosen |= own.wants(signal);
+        own.wants(signal)
+    };
+    threads.into_iter().find(takes).cloned()
+}
+
 /// Signals that wait for threads, but for one of them; only real-time signals are limited and counted.
 fn queued(threads: &[Arc<Thread>], but: Option<&Thread>, signal: i32) -> usize {
     if signal < FIRST_REALTIME {
@@ -817,5 +821,6 @@ pub fn initial_signals(ignored: u64) -> ProcessSignals {
 
 /// Signal state of the first thread of a process that blocks `mask`.
 pub fn initial_thread_signals(mask: u64) -> ThreadSignals {
-    ThreadSignals { mask: SignalSet(mask).blockable(), ..ThreadSignals::default() }
+    // What came before there was a thread is for the first.
+    ThreadSignals { mask: SignalSet(mask).blockable(), chosen: true, ..ThreadSignals::default() }
 }

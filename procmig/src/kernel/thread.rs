@@ -29,8 +29,29 @@ pub struct ThreadSignals {
     pub awaited: SignalSet,
     /// For this thread alone.
     pub pending: PendingSignals,
+    /// It was chosen for signals of the process, and has not looked for them since. Whoever was not leaves them to
+    /// others, whatever else it is woken for.
+    pub chosen: bool,
     /// `sigaltstack`
     pub altstack: AltStack,
+}
+
+impl ThreadSignals {
+    /// Which signals it is to take now; `shared` are those that wait for any thread.
+    pub fn deliverable(&self, shared: SignalSet) -> SignalSet {
+        let shared = if self.chosen { shared } else { SignalSet::EMPTY };
+        (self.pending.set() | shared) & !self.mask
+    }
+
+    /// Whether it takes `signal` if it is chosen for it.
+    pub fn wants(&self, signal: i32) -> bool {
+        self.awaited.contains(signal) || !self.mask.contains(signal)
+    }
+
+    /// Looks anew whether signals of the process are for it, as one that has taken a signal or changed its mask.
+    pub fn choose_anew(&mut self, shared: SignalSet) {
+        self.chosen = !(shared & !self.mask).is_empty();
+    }
 }
 
 /// On which CPUs a thread's host thread runs.
@@ -337,5 +358,25 @@ impl Thread {
     /// Whether it waits at home for a call.
     pub fn is_in_call(&self) -> bool {
         lock(&self.call).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_of_the_process_are_for_who_was_chosen() {
+        let shared = SignalSet::of(&[libc::SIGPROF]);
+        let mut own = ThreadSignals::default();
+        assert!(own.deliverable(shared).is_empty());
+        own.choose_anew(shared);
+        assert_eq!(own.deliverable(shared), shared);
+        own.mask = shared;
+        assert!(own.deliverable(shared).is_empty());
+        own.choose_anew(shared);
+        assert!(!own.chosen && !own.wants(libc::SIGPROF));
+        own.awaited = shared;
+        assert!(own.wants(libc::SIGPROF));
     }
 }

@@ -111,6 +111,8 @@ pub struct ThreadImage {
     pub saved_mask: Option<SignalSet>,
     /// Signals that wait for this thread.
     pub pending: PendingSignals,
+    /// It is the one, or one of those, that are to take the signals of the process.
+    pub chosen: bool,
     /// `sigaltstack`
     pub altstack: AltStack,
     /// `CLONE_CHILD_CLEARTID`

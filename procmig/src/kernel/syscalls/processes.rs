@@ -311,7 +311,8 @@ fn fork_process(
     let own = lock(&guest.thread.signals).clone();
     // A vfork child keeps the alternate stack, any other that shares memory would collide on it.
     let altstack = if shares_memory && request.flags & CLONE_VFORK == 0 { AltStack::default() } else { own.altstack };
-    let signals = ThreadSignals { mask: own.mask, altstack, ..ThreadSignals::default() };
+    // What came before there was a thread is for the first.
+    let signals = ThreadSignals { mask: own.mask, altstack, chosen: true, ..ThreadSignals::default() };
     let channel = CallChannel::over(call);
     let thread = GuestThread::enter(&child, pid, signals, worker, channel, space, permit).ok_or(Errno::EAGAIN)?;
     if request.flags & CLONE_CHILD_CLEARTID != 0 {

@@ -42,8 +42,7 @@ fn is_over(guest: &GuestThread) -> bool {
     }
     let signals = lock(&guest.process.signals);
     let own = lock(&guest.thread.signals);
-    let waiting = (own.pending.set() | signals.pending.set()) & !own.mask;
-    let acts = waiting.iter().any(|signal| !signals.ignores(signal));
+    let acts = own.deliverable(signals.pending.set()).iter().any(|signal| !signals.ignores(signal));
     drop((own, signals));
     acts
 }
@@ -197,14 +196,22 @@ fn wait_for_signal(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) 
             let signals = lock(&guest.process.signals);
             let own = lock(&guest.thread.signals);
             let pending = own.pending.set() | signals.pending.set();
-            (!(pending & set).is_empty(), !(pending & !own.mask).is_empty())
+            (!(pending & set).is_empty(), !own.deliverable(signals.pending.set()).is_empty())
         };
         if !arrived && (other || guest.process.must_end(guest.thread.tid()) || guest.process.is_stopped()) {
             guest.thread.notify();
             break Err(Errno::EINTR);
         }
     };
-    lock(&guest.thread.signals).awaited = SignalSet::EMPTY;
+    {
+        let signals = lock(&guest.process.signals);
+        let mut own = lock(&guest.thread.signals);
+        own.awaited = SignalSet::EMPTY;
+        own.choose_anew(signals.pending.set());
+    }
+    if taken.is_err() {
+        guest.process.pass_on(set);
+    }
     let info = taken?;
     if args[1] != 0 {
         guest.with_memory(cpu, |memory| memory.write(GuestVirtAddr(args[1]), &info.0))?;

@@ -27,7 +27,8 @@ pub(super) fn image(process: &Process, threads: &[ThreadImage], space: SpaceImag
     for image in &mut threads {
         // Signals may have come since it stands still.
         if let Some(thread) = process.thread(image.tid) {
-            image.pending = lock(&thread.signals).pending.clone();
+            let own = lock(&thread.signals);
+            (image.pending, image.chosen) = (own.pending.clone(), own.chosen);
         }
     }
     ProcessImage {

@@ -157,6 +157,8 @@ impl Arrival {
             let in_call = image.call.is_some();
             worker.run(move |cpu| guest.run_from(cpu, start, in_call));
         }
+        // What came while it had no threads here.
+        self.process.pass_on(SignalSet::ALL);
         self.leader_seq = None;
         // Nothing is left to be undone.
         self.waiting.clear();
@@ -190,6 +192,7 @@ fn guest_thread(
         saved_mask: image.saved_mask.map(SignalSet::blockable),
         awaited: SignalSet::EMPTY,
         pending: image.pending.clone(),
+        chosen: image.chosen,
         altstack: image.altstack,
     };
     let refused = ReceiveError::Refused(Errno::EAGAIN);
