@@ -69,6 +69,7 @@ pub(crate) fn image(pid: i32) -> ProcessImage {
             usage: Default::default(),
             charged: 0,
             affinity: None,
+            at_home: None,
             seq: 0,
             call: None,
         }],

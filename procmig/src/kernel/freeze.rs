@@ -3,6 +3,7 @@
 //! A thread stands still before it enters the guest, or in a system call that waits: what it waits for goes
 //! on at home, or is waited for anew. Calls that do not wait are brought to their end.
 
+use super::affinity::CpuSet;
 use super::guest::GuestThread;
 use super::lock;
 use super::process::Process;
@@ -205,6 +206,7 @@ impl GuestThread {
             usage: self.thread.usage(),
             charged: self.thread.charged.load(Ordering::Relaxed),
             affinity: self.thread.own_affinity(),
+            at_home: self.thread.hidden_affinity().map(CpuSet::to_bytes),
             seq: lock(&self.channel).seq(),
             call,
         })

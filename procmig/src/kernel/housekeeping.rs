@@ -80,3 +80,9 @@ pub(super) fn process_is_stopped(pid: i32) -> Option<bool> {
     let state = stat.rsplit_once(')')?.1.trim_start().chars().next()?;
     Some(matches!(state, 'T' | 't'))
 }
+
+/// The process of this host to which a thread belongs; `None` if it cannot be told.
+pub(super) fn process_of_thread(tid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+}

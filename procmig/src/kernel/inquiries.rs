@@ -1,6 +1,8 @@
 //! What this node tells others of the host about its processes, and what it asks them.
 
 use super::Kernel;
+use super::affinity::CpuSet;
+use super::housekeeping::process_of_thread;
 use super::neighbours::{LOOK, PATIENCE};
 use super::proc_files::{Target, Viewer, strings, tell};
 use super::process::{Presence, Process};
@@ -21,6 +23,21 @@ const READING: Duration = Duration::from_secs(4);
 
 /// How long a process that stands still waits for others.
 const HURRY: Duration = Duration::from_millis(200);
+
+/// A process is being taken to another node, which may not hear of what it is told here.
+pub struct Busy;
+
+impl Process {
+    /// Has a thread run on the CPUs that are chosen, and tells on which its deputy's thread may run by rights if home's
+    /// kernel may not.
+    ///
+    /// # Errors
+    /// If it is to be told so again in a moment.
+    fn cpus(&self, tid: i32, chosen: Option<CpuSet>) -> Result<Option<CpuSet>, Busy> {
+        let told = self.thread(tid).and_then(|thread| thread.cpus(chosen));
+        if chosen.is_some() && self.freezer.is_wanted() { Err(Busy) } else { Ok(told) }
+    }
+}
 
 /// Where a process is.
 pub enum Found {
@@ -89,6 +106,9 @@ impl Kernel {
                 let used = if reaped { self.take_usage(0, pid) } else { self.usage(0, pid) };
                 used.map_or(Told::Nothing, Told::Used)
             }
+            Inquiry::Cpus { pid, tid, ref chosen } => {
+                self.tell_cpus(pid, tid, chosen.as_deref().and_then(CpuSet::from_bytes))
+            }
             Inquiry::Segment { id } => {
                 // The node's part of an ended process lasts a little longer than the process.
                 self.leaving.wait(super::memory_short::LINGER);
@@ -129,6 +149,37 @@ impl Kernel {
         let Some(target) = Target::new(process, thread, file) else { return Told::Nothing };
         let viewer = Viewer { ids: caller, here: None };
         tell(&target, &viewer, || self.read_strings(&target.process, file))
+    }
+
+    /// The same of a process of this host in whatever node it is; nothing if that cannot be told.
+    pub fn cpus(&self, tid: i32, chosen: Option<CpuSet>) -> Option<CpuSet> {
+        let pid = process_of_thread(tid)?;
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let inquiry = || Inquiry::Cpus { pid, tid, chosen: chosen.map(CpuSet::to_bytes) };
+            match self.find(pid, inquiry)? {
+                Found::Here(process) => match process.cpus(tid, chosen) {
+                    Ok(told) => return told,
+                    Err(Busy) => std::thread::sleep(LOOK),
+                },
+                Found::There(Told::Cpus(told)) => return CpuSet::from_bytes(&told?),
+                Found::There(_) => return None,
+            }
+        }
+        None
+    }
+
+    fn tell_cpus(&self, pid: i32, tid: i32, chosen: Option<CpuSet>) -> Told {
+        let Some(process) = self.process_of(0, pid) else { return Told::Nothing };
+        match process.presence() {
+            Presence::Here => {}
+            Presence::Arriving => return Told::Arriving,
+            Presence::Gone => return Told::Nothing,
+        }
+        match process.cpus(tid, chosen) {
+            Ok(told) => Told::Cpus(told.map(CpuSet::to_bytes)),
+            Err(Busy) => Told::Arriving,
+        }
     }
 
     /// Reads a process's memory, for which a vCPU is needed: pages may have to be mapped.

@@ -74,8 +74,8 @@ struct Cpus {
     near: Option<(u16, Box<CpuSet>)>,
     /// When it forwarded a call last.
     asked: Option<Instant>,
-    /// Its deputy's thread was bound at some time.
-    deputy_was_bound: bool,
+    /// Where its deputy's thread may run by rights, once that was bound at some time: home's kernel may show less.
+    at_home: Option<Box<CpuSet>>,
     /// Both are to be let go when the term is over.
     has_term: bool,
 }
@@ -182,6 +182,10 @@ impl Thread {
             Ok(()) => {
                 cpus.affinity = Affinity::Own(Box::new(set));
                 cpus.near = None;
+                // Without the CPUs that there are not.
+                if cpus.at_home.is_some() {
+                    cpus.at_home = CpuSet::of(self.host.tid()).map(Box::new);
+                }
             }
             Err(errno) => tracing::debug!(tid = self.tid(), %errno, "a thread's CPUs are not this host's"),
         }
@@ -239,11 +243,16 @@ impl Thread {
     }
 
     fn begin_term(self: &Arc<Self>, cpus: &mut Cpus) -> bool {
-        if matches!(cpus.affinity, Affinity::Ended) || !self.process.kernel.near.enter(self) {
+        // Nobody is nearer to a deputy on another host.
+        if matches!(cpus.affinity, Affinity::Ended) || self.process.is_remote() {
             return false;
         }
-        (cpus.has_term, cpus.deputy_was_bound) = (true, true);
-        true
+        // Before it is bound for the first time.
+        if cpus.at_home.is_none() {
+            cpus.at_home = CpuSet::of(self.tid()).map(Box::new);
+        }
+        cpus.has_term = cpus.at_home.is_some() && self.process.kernel.near.enter(self);
+        cpus.has_term
     }
 
     /// Lets it go from the CPU that it was bound to; whether its deputy's thread is to be let go too.
@@ -261,15 +270,22 @@ impl Thread {
         matches!(lock(&self.cpus).affinity, Affinity::Ended)
     }
 
-    /// The CPUs on which it may run, if its deputy's thread may not tell.
+    /// The CPUs on which its deputy's thread may run by rights, if home's kernel may not tell.
     pub fn hidden_affinity(&self) -> Option<CpuSet> {
-        let cpus = lock(&self.cpus);
-        match (&cpus.affinity, &cpus.near) {
-            (Affinity::Ended, _) => None,
-            _ if !cpus.deputy_was_bound => None,
-            (_, Some((_, rights))) => Some(**rights),
-            (_, None) => CpuSet::of(self.host.tid()),
+        lock(&self.cpus).at_home.as_deref().copied()
+    }
+
+    /// Has it run on the CPUs that are chosen, and returns its [`hidden_affinity`](Self::hidden_affinity).
+    pub fn cpus(&self, chosen: Option<CpuSet>) -> Option<CpuSet> {
+        if let Some(set) = chosen {
+            self.set_affinity(set);
         }
+        self.hidden_affinity()
+    }
+
+    /// Goes on from what it was at the node where it was before; once.
+    pub fn continue_hidden(&self, at_home: Option<CpuSet>) {
+        lock(&self.cpus).at_home = at_home.map(Box::new);
     }
 
     /// Has it look for signals, or for its end: at once, wherever it is.

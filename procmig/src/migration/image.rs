@@ -127,6 +127,8 @@ pub struct ThreadImage {
     pub charged: u64,
     /// The CPUs that it has chosen, in the kernel's form without zeros at the end.
     pub affinity: Option<Vec<u8>>,
+    /// Those of its deputy's thread by rights, once that was bound to one of them.
+    pub at_home: Option<Vec<u8>>,
     /// Number of the last request on its call connection.
     pub seq: u32,
     /// The system call that it is in; the registers are those of the call.

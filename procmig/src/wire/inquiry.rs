@@ -59,6 +59,16 @@ pub enum Inquiry {
         /// It has been waited for, and is not asked about again.
         reaped: bool,
     },
+    /// On which CPUs a thread of a process of this host may run by rights.
+    Cpus {
+        /// The process.
+        pid: i32,
+        /// The thread.
+        tid: i32,
+        /// Home's kernel has just been told that it is to run on these, in the kernel's form without zeros at the
+        /// end; its host thread is to do so too.
+        chosen: Option<Vec<u8>>,
+    },
     /// How the node itself uses a System V segment of this host.
     Segment {
         /// Its identifier.
@@ -85,6 +95,8 @@ pub enum Told {
     Figures(Box<Figures>),
     /// To [`Inquiry::Ended`].
     Used(Usage),
+    /// To [`Inquiry::Cpus`], in the same form; nothing where home's kernel tells it.
+    Cpus(Option<Vec<u8>>),
     /// To [`Inquiry::Segment`].
     Segment {
         /// How often the node has it attached.

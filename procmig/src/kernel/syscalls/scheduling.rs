@@ -4,10 +4,9 @@
 use super::{CallResult, Outcome, forward};
 use crate::kernel::affinity::{CpuSet, MASK};
 use crate::kernel::guest::GuestThread;
-use crate::kernel::thread::Thread;
 use crate::usermem::UserMemory;
 use nix::errno::Errno;
-use std::sync::Arc;
+use std::iter;
 use vmm::addr::GuestVirtAddr;
 use vmm::user_cpu::UserCpu;
 
@@ -29,22 +28,27 @@ fn cut(args: &[u64; 6]) -> [u64; 6] {
 }
 
 pub fn getaffinity(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Outcome {
-    let mut args = cut(args);
-    // The deputy's thread of another may be bound at this moment.
-    let hidden = target(guest, args[0] as i32)
-        .filter(|other| !Arc::ptr_eq(other, &guest.thread))
-        .and_then(|other| other.hidden_affinity());
-    let Some(set) = hidden else { return forward::forward(guest, cpu, libc::SYS_sched_getaffinity as u32, &args) };
-    args[0] = 0;
+    let args = cut(args);
     let outcome = forward::forward(guest, cpu, libc::SYS_sched_getaffinity as u32, &args);
-    if let Outcome::Return(length @ 1..) = outcome {
-        let mut bytes = set.to_bytes();
-        bytes.resize(length as usize, 0);
-        if let Err(errno) = guest.with_memory(cpu, |memory| memory.write(GuestVirtAddr(args[2]), &bytes)) {
-            return Err(errno).into();
-        }
+    let Outcome::Return(length @ 1..) = outcome else { return outcome };
+    let tid = args[0] as i32;
+    // Its own deputy's thread lets go before it tells.
+    if tid == 0 || tid == guest.thread.tid() {
+        return outcome;
     }
-    outcome
+    // That of another may be bound to one CPU at this moment. Whether it ever was is asked after home was.
+    let Some(rights) = cpus(guest, tid, None) else { return outcome };
+    let corrected = guest.with_memory(cpu, |memory| {
+        let mut told = [0; MASK];
+        let told = &mut told[..(length as usize).min(MASK)];
+        memory.read(GuestVirtAddr(args[2]), told)?;
+        if told.iter().map(|byte| byte.count_ones()).sum::<u32>() == 1 {
+            told.iter_mut().zip(rights.to_bytes().into_iter().chain(iter::repeat(0))).for_each(|(at, byte)| *at = byte);
+            memory.write(GuestVirtAddr(args[2]), told)?;
+        }
+        Ok(())
+    });
+    corrected.map_or_else(|errno: Errno| Err(errno).into(), |()| outcome)
 }
 
 /// Home's kernel checks the set and keeps it; the threads' host threads run by it.
@@ -56,21 +60,28 @@ pub fn setaffinity(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) 
         let mut wanted = [0; MASK];
         let length = args[1] as usize;
         let read = guest.with_memory(cpu, |memory| memory.read(GuestVirtAddr(args[2]), &mut wanted[..length]));
-        if let (Ok(()), Some(thread)) = (read, target(guest, args[0] as i32)) {
-            thread.set_affinity(CpuSet::new(wanted));
+        if read.is_ok() {
+            cpus(guest, args[0] as i32, Some(CpuSet::new(wanted)));
         }
     }
     outcome
 }
 
-/// The guest thread that a call names, if it is one of this node.
-fn target(guest: &GuestThread, tid: i32) -> Option<Arc<Thread>> {
+/// Has the guest thread that a call names run on the CPUs that are chosen, and tells on which it may run by rights if
+/// home's kernel may not: it may be in this node, or in another of its home.
+fn cpus(guest: &GuestThread, tid: i32, chosen: Option<CpuSet>) -> Option<CpuSet> {
     if tid == 0 {
-        return Some(guest.thread.clone());
+        return guest.thread.cpus(chosen);
     }
-    let home = guest.process.home();
-    let others = || guest.kernel().processes().into_iter().filter(move |process| process.home() == home);
-    guest.process.thread(tid).or_else(|| others().find_map(|process| process.thread(tid)))
+    if let Some(thread) = guest.process.thread(tid) {
+        return thread.cpus(chosen);
+    }
+    let (home, kernel) = (guest.process.home(), guest.kernel());
+    if home != 0 {
+        let others = kernel.processes().into_iter().filter(|process| process.home() == home);
+        return others.into_iter().find_map(|process| process.thread(tid))?.cpus(chosen);
+    }
+    kernel.cpus(tid, chosen)
 }
 
 /// Real-time policies are refused: what runs here is a share of a machine, not the machine.

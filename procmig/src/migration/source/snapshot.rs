@@ -1,5 +1,6 @@
 //! The image of a process whose threads stand still.
 
+use crate::kernel::affinity::CpuSet;
 use crate::kernel::lock;
 use crate::kernel::process::Process;
 use crate::migration::image::{ProcessImage, SpaceImage, ThreadImage};
@@ -25,10 +26,11 @@ pub(super) fn image(process: &Process, threads: &[ThreadImage], space: SpaceImag
     let (memory_limit, max_threads) = process.group.limits();
     let mut threads = threads.to_vec();
     for image in &mut threads {
-        // Signals may have come since it stands still.
+        // Signals may have come since it stands still, and others of its threads have chosen its CPUs.
         if let Some(thread) = process.thread(image.tid) {
             let own = lock(&thread.signals);
             (image.pending, image.chosen) = (own.pending.clone(), own.chosen);
+            (image.affinity, image.at_home) = (thread.own_affinity(), thread.hidden_affinity().map(CpuSet::to_bytes));
         }
     }
     ProcessImage {

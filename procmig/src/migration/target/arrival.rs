@@ -208,6 +208,7 @@ fn guest_thread(
     if let Some(cpus) = image.affinity.as_deref().and_then(CpuSet::from_bytes) {
         guest.thread.set_affinity(cpus);
     }
+    guest.thread.continue_hidden(image.at_home.as_deref().and_then(CpuSet::from_bytes));
     Ok(guest)
 }
 
