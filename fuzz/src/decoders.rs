@@ -6,6 +6,7 @@ use procmig::calls::{marshal, row};
 use procmig::channel::CallChannel;
 use procmig::elf::{program as elf, script};
 use procmig::kernel::timers::ProcessTimers;
+use procmig::migration::packing::{CHUNK, Unpacker};
 use procmig::migration::target;
 use procmig::migration::wire::{self as migration_wire, FromSource, Offer, Reply};
 use procmig::signal::altstack::AltStack;
@@ -18,7 +19,7 @@ use procmig::wire::link::{LinkReply, LinkRequest};
 use procmig::wire::op::{FileIdentity, LentFile, Op, ProgramFile};
 use serde::{Serialize, de::DeserializeOwned};
 use std::cell::RefCell;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use vmm::addr::GuestVirtAddr;
@@ -183,14 +184,28 @@ pub fn message(data: &[u8]) {
     }
 }
 
+/// Chunks of pages that may be compressed: the first two bytes say how long they are to be.
+fn unpacked(data: &[u8]) {
+    let Some((length, mut rest)) = data.split_first_chunk::<2>() else { return };
+    let length = usize::from(u16::from_le_bytes(*length)) << 4;
+    let mut unpacker = Unpacker::default();
+    while let Ok(chunk) = unpacker.receive_with(length, |room| rest.read_exact(room)) {
+        assert_eq!(chunk.len(), length.min(CHUNK));
+        if chunk.is_empty() {
+            break;
+        }
+    }
+}
+
 /// What the source of a migration sends, and what its target answers.
 pub fn migration(data: &[u8]) {
     let Some((kind, bytes)) = data.split_first() else { return };
-    match kind % 3 {
+    match kind % 4 {
         0 => decoded::<Offer>(bytes),
         1 => decoded::<Reply>(bytes),
+        3 => unpacked(bytes),
         _ => match postcard::from_bytes::<FromSource>(bytes) {
-            Ok(FromSource::Pages(runs) | FromSource::Owed(runs)) => {
+            Ok(FromSource::Pages(runs) | FromSource::Packed(runs) | FromSource::Owed(runs)) => {
                 if let Some(bytes) = migration_wire::bytes_of(&runs) {
                     assert!(bytes <= migration_wire::MAX_PAGES * vmm::addr::PAGE_SIZE);
                 }

@@ -236,7 +236,10 @@ fn a_damaged_migration_is_an_error_at_worst() {
         [&[1][..], &postcard::to_stdvec(&Reply::Want(vec![(5, 9), (7, 3)])).expect("a reply")].concat(),
         message(FromSource::Owed(vec![run])),
         message(FromSource::Pages(vec![run, Run { content: Content::Nothing, count: u32::MAX, ..run }])),
+        message(FromSource::Packed(vec![run])),
         message(FromSource::Image(Box::new(image))),
+        // 64 bytes as they are, then 64 compressed: one literal and a match of the rest.
+        [&[3, 4, 0, 64, 0, 0, 0][..], &[7; 64], &[11, 0, 0, 0, 0x1f, 9, 1, 0, 39, 0x50, 9, 9, 9, 9, 9]].concat(),
     ];
     attack(6, 60_000, &seeds, decoders::migration);
 }

@@ -75,6 +75,38 @@ fn a_process_crosses_a_slow_link_while_it_runs() {
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
 }
 
+#[test]
+fn memory_is_compressed_where_the_link_is_slower_than_that() {
+    const BYTES: u64 = 64 << 20;
+    let Some(network) = network("200mbit") else { return };
+    let [first, second] = network.hosts() else { panic!("two hosts") };
+    second.says(&["node", "launch"]);
+    let skein = skein_binary().expect("skein");
+    let migrated = |which: &str| {
+        let mut command = first.command(&skein);
+        command.arg("run").arg(&skein).args(["bench-guest", which, "--bytes", &BYTES.to_string()]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("mosrun");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+        assert_eq!(line, "ready\n");
+        let record = migrate(first, &child.id().to_string(), "host-2");
+        child.kill().expect("it runs");
+        child.wait().expect("it ends");
+        let of = |what: &str| record[what].as_u64().expect("a number");
+        eprintln!("{which}: {} of {} bytes, {} us", of("bytes"), of("uncompressed"), of("total_micros"));
+        let round = |what: &str| record["rounds"].as_array().expect("rounds").iter().map(|r| r[what].as_u64()).sum();
+        let rounds: Option<u64> = round("uncompressed");
+        assert!(rounds.is_some_and(|bytes| bytes > 0 && bytes <= of("uncompressed")), "{record}");
+        (of("bytes"), of("uncompressed"), of("total_micros"))
+    };
+    let noise = migrated("hold-noise");
+    let half = migrated("hold-half");
+    eprintln!("half zeros, half text: {:.2} of the time of noise", half.2 as f64 / noise.2 as f64);
+    // A chunk of noise is sent as it is, with a few bytes that say so.
+    assert!(noise.1 > BYTES && noise.0 <= noise.1 + noise.1 / 1000, "{noise:?}");
+    assert!(half.1 > BYTES / 2 && half.1 < BYTES && half.0 < half.1 / 5 * 4, "{half:?}");
+}
+
 /// As MOSIX's Table I has it: programs that compute, and read or write now and then.
 #[test]
 fn programs_that_compute_hardly_notice_a_gigabit_link() {

@@ -35,6 +35,27 @@ fn run(owner: Owner, first: u64, count: u32, content: Content) -> Run {
     Run { owner, first, count, large: false, content }
 }
 
+/// A chunk of compressed pages that are this pair of bytes again and again: an LZ4 block of one match.
+fn packed(pair: [u8; 2], length: usize) -> Vec<u8> {
+    let mut block = vec![0x2f, pair[0], pair[1], 2, 0];
+    // A match has 4 bytes, and 15 by its token; 6 at the end must be literals.
+    let mut rest = length - 2 - 6 - 19;
+    while rest >= 255 {
+        block.push(255);
+        rest -= 255;
+    }
+    block.extend([rest as u8, 0x60, pair[0], pair[1], pair[0], pair[1], pair[0], pair[1]]);
+    [&(block.len() as u32).to_le_bytes()[..], &block].concat()
+}
+
+/// The same with pages that are compressed.
+fn packed_conversation(pid: i32) -> Vec<Vec<u8>> {
+    let runs = vec![run(Owner::Space, CODE / PAGE as u64, PAGES, Content::Bytes)];
+    let mut pages = frame::encode(&FromSource::Packed(runs)).expect("a message");
+    pages.extend(packed([0xeb, 0xfe], PAGES as usize * PAGE));
+    vec![pages, frame::encode(&FromSource::Image(Box::new(image(pid)))).expect("a message")]
+}
+
 /// What a source says after its offer, one message each; an image at last.
 fn conversation(pid: i32) -> Vec<Vec<u8>> {
     let first = CODE / PAGE as u64;
@@ -121,15 +142,17 @@ fn damaged_migrations_are_refused_and_leave_nothing() {
     let socket = pair.socket("a");
     let before = has(&pair);
     // Undamaged, it is taken and runs: so what follows begins from something that works.
-    let (ticket, stream) = say(&socket, PID, &conversation(PID)).expect("it is taken");
-    assert!(adopt(&socket, PID, ticket));
-    drop(stream);
-    recovers(&pair, before);
+    for conversation in [packed_conversation(PID), conversation(PID)] {
+        let (ticket, stream) = say(&socket, PID, &conversation).expect("it is taken");
+        assert!(adopt(&socket, PID, ticket));
+        drop(stream);
+        recovers(&pair, before);
+    }
     let mut random = Random(11);
     let (mut taken, mut adopted) = (0, 0);
     for round in 1..=400 {
         let pid = PID + round;
-        let mut messages = conversation(pid);
+        let mut messages = if round % 4 == 0 { packed_conversation(pid) } else { conversation(pid) };
         let which = random.below(messages.len() as u64) as usize;
         for _ in 0..=random.below(4) {
             let message = &mut messages[which];
@@ -207,6 +230,21 @@ fn claims_cost_the_node_nothing() {
         [&(60u32 << 20).to_le_bytes()[..], b"short"].concat(),
     ] {
         assert!(say(&socket, PID, &[message]).is_none());
+    }
+    // Compressed pages that are more than was announced, or fewer, or claim to be.
+    let first = |chunk: &[u8]| {
+        let runs = vec![run(Owner::Space, 1, 1, Content::Bytes)];
+        [&frame::encode(&FromSource::Packed(runs)).expect("a message")[..], chunk].concat()
+    };
+    for chunk in [
+        packed([1, 2], 2 * PAGE),
+        packed([1, 2], PAGE / 2),
+        packed([1, 2], 8 << 20),
+        u32::MAX.to_le_bytes().to_vec(),
+        vec![0; 4],
+        [&4000u32.to_le_bytes()[..], &[0xff; 4000]].concat(),
+    ] {
+        assert!(say(&socket, PID, &[first(&chunk)]).is_none());
     }
     // As much memory as there is, and more.
     let zeros = |index: u64| pages(vec![run(Owner::Space, index * 2048, 2048, Content::Zeros)]);

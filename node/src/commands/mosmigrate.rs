@@ -231,9 +231,9 @@ impl Display {
                     bar.set_position(*done);
                     bar.set_message(format!("round {round}"));
                 }
-                Event::Round(Round { bytes, .. }) => {
+                Event::Round(Round { bytes, uncompressed, .. }) => {
                     *rounds += 1;
-                    bar.set_message(format!("round {rounds}: {}", show(*bytes)));
+                    bar.set_message(format!("round {rounds}: {}{}", show(*bytes), compression(*bytes, *uncompressed)));
                 }
                 Event::Slowed(factor) => bar.set_message(format!("slowed down to 1/{factor}")),
                 Event::Frozen => bar.set_message("standing still"),
@@ -256,11 +256,12 @@ impl Display {
         }
         let millis = |micros: u64| format!("{:.1} ms", micros as f64 / 1000.0);
         Ok(print(&format!(
-            "{} went from {} to {}: {} in {} rounds and {}, {}standing still for {}\n",
+            "{} went from {} to {}: {}{} in {} rounds and {}, {}standing still for {}\n",
             record.pid,
             record.from,
             record.to,
             show(record.bytes),
+            compression(record.bytes, record.uncompressed),
             record.rounds.len(),
             millis(record.total_micros),
             if record.slowed > 1 { format!("slowed down to 1/{} and ", record.slowed) } else { String::new() },
@@ -269,9 +270,22 @@ impl Display {
     }
 }
 
+/// What compression has made of so many bytes, if it has made anything of them.
+fn compression(bytes: u64, uncompressed: u64) -> String {
+    let ratio = uncompressed as f64 / bytes.max(1) as f64;
+    if ratio < 1.005 { String::new() } else { format!(" (compressed {ratio:.2}:1)") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn compression_is_told_where_there_is_some() {
+        assert_eq!(compression(1000, 1000), "");
+        assert_eq!(compression(1000, 2500), " (compressed 2.50:1)");
+        assert_eq!(compression(0, 0), "");
+    }
 
     #[test]
     fn a_time_has_a_unit() {

@@ -11,6 +11,7 @@ mod brake;
 pub mod cpu;
 pub mod faults;
 pub mod image;
+pub mod packing;
 pub mod record;
 pub mod source;
 pub mod target;

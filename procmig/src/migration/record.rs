@@ -11,6 +11,8 @@ pub struct Round {
     pub zeros: u64,
     /// Bytes on the wire.
     pub bytes: u64,
+    /// As many as these would have been without compression.
+    pub uncompressed: u64,
     /// Microseconds.
     pub micros: u64,
 }
@@ -40,6 +42,8 @@ pub struct Record {
     pub total_micros: u64,
     /// Bytes sent.
     pub bytes: u64,
+    /// As many as these would have been without compression.
+    pub uncompressed: u64,
     /// Towards the end it ran for one part of the time in so many, since it wrote its memory as fast as it was sent;
     /// 1 if it was not slowed down.
     pub slowed: u32,

@@ -192,7 +192,7 @@ pub fn migrate(
                 record.post_copy = served.map_err(behind)?;
             }
             record.total_micros = micros(started);
-            record.bytes = link.bytes;
+            (record.bytes, record.uncompressed) = (link.bytes, link.uncompressed);
             process.wait_until_left(PATIENCE);
             Ok(record)
         }
@@ -310,6 +310,7 @@ impl Copy<'_> {
         /// Between two reports.
         const TELL: Duration = Duration::from_millis(100);
         let (started, before, of) = (Instant::now(), self.link.bytes, bytes_in(todo));
+        let uncompressed = self.link.uncompressed;
         let mut told = started;
         let mut idle = Duration::ZERO;
         let mut round = Round::default();
@@ -335,6 +336,7 @@ impl Copy<'_> {
             }
         }
         (round.bytes, round.micros) = (self.link.bytes - before, micros(started));
+        round.uncompressed = self.link.uncompressed - uncompressed;
         // While the process stands still the bandwidth is not limited.
         let busy = round.micros.saturating_sub(idle.as_micros() as u64);
         self.rate = of as f64 / busy.max(1) as f64;
@@ -391,7 +393,7 @@ impl Copy<'_> {
         let mut description = describe(process, &self.space)?;
         self.lend(process, &mut description)?;
         self.dirty.add(&tracker.take()?);
-        let before = self.link.bytes;
+        let (before, uncompressed) = (self.link.bytes, self.link.uncompressed);
         let mut round = Round::default();
         let pages = self.space.private_pages();
         let mut todo = changes(&self.sent, &pages, &self.dirty);
@@ -418,6 +420,7 @@ impl Copy<'_> {
         }
         let ticket = self.link.reply()?;
         (round.bytes, round.micros) = (self.link.bytes - before, micros(sending));
+        round.uncompressed = self.link.uncompressed - uncompressed;
         record.rounds.push(round);
         let committing = Instant::now();
         let socket = match &self.order.way {

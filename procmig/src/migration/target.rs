@@ -12,6 +12,7 @@ use super::faults::{self, Step};
 use super::wire::{FromSource, MAX_MESSAGE, Offer, Reply, Ticket};
 use crate::kernel::Kernel;
 use crate::kernel::links::Link;
+use crate::migration::packing::UnpackError;
 use crate::mm::image::ImageError;
 use crate::wire;
 use crate::wire::control::VERSION;
@@ -61,6 +62,15 @@ pub enum ReceiveError {
     /// The source has given it up.
     #[error("the source has given the migration up")]
     Abandoned,
+}
+
+impl From<UnpackError> for ReceiveError {
+    fn from(error: UnpackError) -> Self {
+        match error {
+            UnpackError::Io(error) => error.into(),
+            UnpackError::Wrong => Self::Wrong("compressed pages"),
+        }
+    }
 }
 
 impl From<io::Error> for ReceiveError {
@@ -126,7 +136,11 @@ fn arrive(kernel: &Arc<Kernel>, stream: &mut Stream, offer: &Offer) -> Result<Ar
         match stream.receive_message(MAX_MESSAGE)?.0 {
             FromSource::Pages(runs) => {
                 faults::at(Step::TargetPages)?;
-                hold.take(stream, &runs)?;
+                hold.take(stream, &runs, false)?;
+            }
+            FromSource::Packed(runs) => {
+                faults::at(Step::TargetPages)?;
+                hold.take(stream, &runs, true)?;
             }
             FromSource::Image(image) => {
                 faults::at(Step::TargetImage)?;

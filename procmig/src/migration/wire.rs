@@ -3,11 +3,12 @@
 //! The source connects to the target's socket and sends [`NodeRequest::Receive`](crate::wire::control::NodeRequest)
 //! with an [`Offer`]; the answer is a [`Reply`]. Then it sends [`FromSource`] messages, as
 //! [frames](crate::wire::frame), each [`FromSource::Pages`] followed by the bytes of the pages that have some, in
-//! order. [`FromSource::Image`] is the last before the deputy decides; it is answered by a [`Reply`].
+//! order, and [`FromSource::Packed`] by the same compressed. [`FromSource::Image`] is the last before the deputy decides; it
+//! is answered by a [`Reply`].
 //!
 //! If the source keeps some pages for later (post-copy), they are named in [`FromSource::Owed`] right before the image.
 //! When the process is the target's the source says [`FromSource::Moved`], and answers each [`Reply::Want`] with one
-//! [`FromSource::Pages`], until the target wants nothing.
+//! message of pages, until the target wants nothing.
 
 use super::cpu::CpuFeatures;
 use super::image::ProcessImage;
@@ -18,7 +19,7 @@ use vmm::addr::PAGE_SIZE;
 
 /// Cap on a message.
 pub const MAX_MESSAGE: usize = 64 << 20;
-/// Most pages of one [`FromSource::Pages`].
+/// Most pages of one [`FromSource::Pages`] or [`FromSource::Packed`].
 pub const MAX_PAGES: u64 = 2048;
 /// Most runs of one.
 pub const MAX_RUNS: usize = MAX_PAGES as usize;
@@ -66,6 +67,8 @@ pub enum Reply {
 pub enum FromSource {
     /// Pages.
     Pages(#[serde(deserialize_with = "capped::list::<_, _, MAX_RUNS>")] Vec<Run>),
+    /// Pages whose bytes follow in chunks that may be compressed ([`super::packing`]).
+    Packed(#[serde(deserialize_with = "capped::list::<_, _, MAX_RUNS>")] Vec<Run>),
     /// The rest. The descriptors of the files that it maps follow, in messages of their own.
     Image(Box<ProcessImage>),
     /// Some of the descriptors, which the message passes.

@@ -211,6 +211,13 @@ pub const ALL: &[Case] = &[
         run: migrate::sparse,
     },
     Case {
+        name: "migrate-text",
+        what: "the same to another host (loopback)",
+        unit: "ms",
+        goal: Goal::Ratio(0.5),
+        run: migrate::text,
+    },
+    Case {
         name: "migrate-sealed",
         what: "a migration of 1 GiB of noise to another host (loopback), against a bare sealed stream to new memory",
         unit: "ms",

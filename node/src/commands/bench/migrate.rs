@@ -205,8 +205,16 @@ fn pour(bench: &Bench, which: Loop, bytes: usize, theirs: OwnedFd, mut ours: imp
 
 /// How long memory takes that is half zeros and half text, against what cannot be compressed.
 pub fn sparse(bench: &Bench) -> anyhow::Result<Outcome> {
+    half(bench, &Other::launch(bench)?)
+}
+
+/// The same to another host.
+pub fn text(bench: &Bench) -> anyhow::Result<Outcome> {
+    half(bench, &Other::Host { bench, _other: remote::other_host(bench)? })
+}
+
+fn half(bench: &Bench, other: &Other<'_>) -> anyhow::Result<Outcome> {
     let bytes = bench.pick(1 << 30, 1 << 28);
-    let other = Other::launch(bench)?;
     let noise = RefCell::new(other.hold(Loop::HoldNoise, bytes, 0)?);
     let mut half = other.hold(Loop::HoldHalf, bytes, 0)?;
     let millis = |record: &Record| record.total_micros as f64 / 1e3;
@@ -220,5 +228,10 @@ pub fn sparse(bench: &Bench) -> anyhow::Result<Outcome> {
     let outcome = Outcome::of(&pairs(bench.pick(9, 3), || Ok(millis(&noise.borrow_mut().migrate()?)), migration)?);
     let last = last.take();
     let (pages, zeros) = last.rounds.iter().fold((0, 0), |sum, round| (sum.0 + round.pages, sum.1 + round.zeros));
-    Ok(outcome.with_note(format!("{pages} pages were sent, {zeros} as zeros, {} MB", last.bytes / 1_000_000)))
+    let megabytes = |bytes: u64| bytes / 1_000_000;
+    Ok(outcome.with_note(format!(
+        "{pages} pages were sent, {zeros} as zeros, {} MB, {} uncompressed",
+        megabytes(last.bytes),
+        megabytes(last.uncompressed)
+    )))
 }

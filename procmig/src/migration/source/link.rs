@@ -3,6 +3,7 @@
 use super::{MigrateError, PATIENCE, STOP};
 use crate::kernel::Kernel;
 use crate::migration::faults::{self, Action, Step};
+use crate::migration::packing::{CHUNK, Packing};
 use crate::migration::record::Round;
 use crate::migration::skip;
 use crate::migration::wire::{Content, FromSource, Offer, Owner, Reply, Run, Ticket};
@@ -16,6 +17,7 @@ use std::net::TcpStream;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 use vmm::addr::{Frame, PAGE_SIZE};
 
 /// The way to the target.
@@ -24,10 +26,14 @@ pub(super) struct Link {
     node: String,
     /// Sent so far.
     pub(super) bytes: u64,
+    /// As many as these would be without compression.
+    pub(super) uncompressed: u64,
     /// Where pages are copied to before they are sealed.
     room: Vec<u8>,
     /// At which pages are sent.
     step: Step,
+    /// Whether they are compressed.
+    packing: Packing,
 }
 
 impl Link {
@@ -46,7 +52,15 @@ impl Link {
         };
         let opened = opened.and_then(|stream| stream.set_patience(Some(PATIENCE)).map(|()| stream));
         match opened {
-            Ok(stream) => Ok(Self { stream, node, bytes: 0, room: Vec::new(), step: Step::SourcePages }),
+            Ok(stream) => Ok(Self {
+                stream,
+                node,
+                bytes: 0,
+                uncompressed: 0,
+                room: Vec::new(),
+                step: Step::SourcePages,
+                packing: Packing::new(migrate.bandwidth),
+            }),
             Err(source) => Err(MigrateError::Unreachable { node, source }),
         }
     }
@@ -64,7 +78,7 @@ impl Link {
     pub(super) fn send(&mut self, message: &FromSource, descriptors: &[RawFd]) -> Result<(), FrameError> {
         let mut bytes = frame::encode(message)?;
         let step = match message {
-            FromSource::Pages(_) => self.step,
+            FromSource::Pages(_) | FromSource::Packed(_) => self.step,
             _ => Step::SourceImage,
         };
         match faults::of_message(step) {
@@ -74,6 +88,7 @@ impl Link {
         }
         self.stream.send_frame(&bytes, descriptors)?;
         self.bytes += bytes.len() as u64;
+        self.uncompressed += bytes.len() as u64;
         Ok(())
     }
 
@@ -150,15 +165,32 @@ impl Link {
         if runs.is_empty() {
             return Ok(());
         }
-        self.send(&FromSource::Pages(runs), &[])?;
-        self.bytes += places.iter().map(|place| place.iov_len as u64).sum::<u64>();
-        let written = match &mut self.stream {
+        let bytes = places.iter().map(|place| place.iov_len as u64).sum::<u64>();
+        self.uncompressed += bytes;
+        let started = Instant::now();
+        let packs = self.packing.is_packed() && bytes > 0;
+        self.send(&if packs { FromSource::Packed(runs) } else { FromSource::Pages(runs) }, &[])?;
+        let (packing, room) = (&mut self.packing, &mut self.room);
+        let sent = match &mut self.stream {
+            // Memory of one host is copied faster than compressed.
             // SAFETY: the places are frames of the guest's memory, which is mapped for as long as the kernel is.
-            Stream::Local(stream) => unsafe { write_all(stream, &mut places) },
+            Stream::Local(stream) => unsafe { write_all(stream, &mut places) }.map(|()| bytes),
             // SAFETY: likewise.
-            stream => unsafe { seal_all(stream, &places, &mut self.room) },
+            stream => unsafe {
+                in_chunks(&places, room, |chunk| {
+                    if packs { packing.send(stream, chunk) } else { stream.send(chunk).map(|()| chunk.len() as u64) }
+                })
+            },
         };
-        Ok(written.map_err(FrameError::from)?)
+        let sent = sent.map_err(FrameError::from)?;
+        self.bytes += sent;
+        if self.stream.is_sealed() && bytes > 0 {
+            self.packing.note(bytes, sent, started.elapsed());
+            if self.packing.wants_trial() && !self.room.is_empty() {
+                self.packing.try_with(&self.room);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -198,18 +230,26 @@ unsafe fn write_all(stream: &UnixStream, places: &mut [libc::iovec]) -> io::Resu
     Ok(())
 }
 
-/// The same over a connection that seals what it sends.
+/// Copies all places to `room`, a chunk at a time, and has each sent; how many bytes were. The last one stays there.
 ///
 /// # Safety
 /// As of [`write_all`]. They may be written meanwhile: what was is sent again in a later round.
-unsafe fn seal_all(stream: &mut Stream, places: &[libc::iovec], room: &mut Vec<u8>) -> io::Result<()> {
-    const AT_ONCE: usize = 256 << 10;
+unsafe fn in_chunks(
+    places: &[libc::iovec],
+    room: &mut Vec<u8>,
+    mut send: impl FnMut(&[u8]) -> io::Result<u64>,
+) -> io::Result<u64> {
     room.clear();
-    room.reserve(AT_ONCE);
+    room.reserve(CHUNK);
+    let mut sent = 0;
     for place in places {
         let mut done = 0;
         while done < place.iov_len {
-            let count = (AT_ONCE - room.len()).min(place.iov_len - done);
+            if room.len() == CHUNK {
+                sent += send(room)?;
+                room.clear();
+            }
+            let count = (CHUNK - room.len()).min(place.iov_len - done);
             let from = place.iov_base.cast::<u8>().cast_const().wrapping_add(done);
             // SAFETY: so many bytes can be read, as the caller promises, and there is room for them.
             unsafe {
@@ -217,11 +257,10 @@ unsafe fn seal_all(stream: &mut Stream, places: &[libc::iovec], room: &mut Vec<u
                 room.set_len(room.len() + count);
             }
             done += count;
-            if room.len() == AT_ONCE {
-                stream.send(room)?;
-                room.clear();
-            }
         }
     }
-    stream.send(room)
+    if !room.is_empty() {
+        sent += send(room)?;
+    }
+    Ok(sent)
 }

@@ -87,7 +87,7 @@ impl Owing {
     ) -> Result<Round, MigrateError> {
         /// Between two reports.
         const TELL: Duration = Duration::from_millis(100);
-        let (started, before) = (Instant::now(), link.bytes);
+        let (started, before, uncompressed) = (Instant::now(), link.bytes, link.uncompressed);
         let mut told = started;
         let (mut round, of) = (Round::default(), self.pages.len() as u64 * PAGE_SIZE);
         tell(Event::Running { owed: of });
@@ -112,6 +112,7 @@ impl Owing {
                 std::thread::sleep(Duration::from_secs_f64(due).saturating_sub(started.elapsed()));
             }
         }
+        round.uncompressed = link.uncompressed - uncompressed;
         (round.bytes, round.micros) = (link.bytes - before, started.elapsed().as_micros() as u64);
         Ok(round)
     }

@@ -1,10 +1,11 @@
 //! What the source has kept of a process that runs here by now: it is asked for, what threads wait for first.
 
-use super::pages::Coming;
+use super::pages::{Coming, Form};
 use super::{PATIENCE, ReceiveError};
 use crate::kernel::Kernel;
 use crate::kernel::process::{Ending, Presence, Process};
 use crate::migration::faults::{self, Step};
+use crate::migration::packing::Unpacker;
 use crate::migration::wire::{Content, FromSource, MAX_MESSAGE, Owner, Reply, Run, bytes_of};
 use crate::mm::AddressSpace;
 use crate::mm::owed::Owed;
@@ -42,7 +43,7 @@ impl Collector {
     }
 
     fn all(&self, kernel: &Kernel, stream: &mut Stream) -> Result<(), ReceiveError> {
-        let mut hidden: Vec<u64> = Vec::new();
+        let (mut hidden, mut unpacker) = (Vec::new(), Unpacker::default());
         stream.set_patience(Some(PATIENCE))?;
         loop {
             // The other users are address spaces, of forked children too.
@@ -58,7 +59,10 @@ impl Collector {
             }
             faults::at(Step::TargetCollect)?;
             match stream.receive_message(MAX_MESSAGE)?.0 {
-                FromSource::Pages(runs) => self.take(kernel, stream, &runs, &mut hidden)?,
+                FromSource::Pages(runs) => self.take(kernel, stream, &runs, Form::Plain, &mut hidden)?,
+                FromSource::Packed(runs) => {
+                    self.take(kernel, stream, &runs, Form::Packed(&mut unpacker), &mut hidden)?;
+                }
                 _ => return Err(ReceiveError::Wrong("something else than the pages that it owes")),
             }
         }
@@ -74,6 +78,7 @@ impl Collector {
         kernel: &Kernel,
         stream: &mut Stream,
         runs: &[Run],
+        form: Form<'_>,
         hidden: &mut Vec<u64>,
     ) -> Result<(), ReceiveError> {
         bytes_of(runs).ok_or(ReceiveError::Wrong("too many pages at once"))?;
@@ -90,7 +95,7 @@ impl Collector {
             }
         }
         // SAFETY: the frames are kept by `owed`, and mapped by none but entries that are absent.
-        unsafe { coming.receive(stream) }?;
+        unsafe { coming.receive(stream, form) }?;
         self.owed.arrived(&arrived);
         // Threads would find each by a fault.
         hidden.extend(arrived);

@@ -3,6 +3,7 @@
 use super::ReceiveError;
 use crate::kernel::Kernel;
 use crate::kernel::links::Link;
+use crate::migration::packing::Unpacker;
 use crate::migration::skip;
 use crate::migration::wire::{Content, Owner, Run, bytes_of};
 use crate::mm::image::ImageError;
@@ -49,16 +50,24 @@ pub(super) struct Hold<'a> {
     pub(super) objects: HashMap<u32, Pages>,
     /// Pages of the space that are to come later, with their frames.
     pub(super) owed: BTreeMap<u64, Frame>,
+    unpacker: Unpacker,
 }
 
 impl<'a> Hold<'a> {
     /// Nothing yet.
     pub(super) fn new(kernel: &'a Arc<Kernel>, link: Option<Arc<Link>>) -> Self {
-        Self { kernel, link, space: Pages::default(), objects: HashMap::new(), owed: BTreeMap::new() }
+        Self {
+            kernel,
+            link,
+            space: Pages::default(),
+            objects: HashMap::new(),
+            owed: BTreeMap::new(),
+            unpacker: Unpacker::default(),
+        }
     }
 
     /// Takes the pages of one message.
-    pub(super) fn take(&mut self, stream: &mut Stream, runs: &[Run]) -> Result<(), ReceiveError> {
+    pub(super) fn take(&mut self, stream: &mut Stream, runs: &[Run], packed: bool) -> Result<(), ReceiveError> {
         if !self.owed.is_empty() {
             return Err(ReceiveError::Wrong("pages that come after those that are owed"));
         }
@@ -77,8 +86,7 @@ impl<'a> Hold<'a> {
             }
         }
         // SAFETY: nobody else has the frames yet.
-        unsafe { coming.receive(stream) }?;
-        Ok(())
+        unsafe { coming.receive(stream, if packed { Form::Packed(&mut self.unpacker) } else { Form::Plain }) }
     }
 
     /// Makes room for pages that are to come when the process runs.
@@ -166,6 +174,14 @@ impl Drop for Hold<'_> {
     }
 }
 
+/// How the bytes of pages come.
+pub(super) enum Form<'a> {
+    /// As they are.
+    Plain,
+    /// Compressed.
+    Packed(&'a mut Unpacker),
+}
+
 /// Frames whose content is about to be received.
 pub(super) struct Coming<'a> {
     ram: &'a GuestRam,
@@ -195,17 +211,57 @@ impl<'a> Coming<'a> {
         }
     }
 
-    /// Receives all that were added.
+    /// Receives all that were added, in the form in which they come.
     ///
     /// # Safety
     /// No other thread reads or writes the frames until it returns.
-    pub(super) unsafe fn receive(mut self, stream: &mut Stream) -> io::Result<()> {
+    pub(super) unsafe fn receive(mut self, stream: &mut Stream, form: Form<'_>) -> Result<(), ReceiveError> {
         // SAFETY: the places are frames of the guest's memory, and nobody else's meanwhile, as the caller promises.
-        unsafe { read_places(stream, &mut self.places) }?;
+        unsafe {
+            match form {
+                Form::Plain => read_places(stream, &mut self.places)?,
+                Form::Packed(unpacker) => unpack_places(stream, unpacker, &mut self.places)?,
+            }
+        }
         for frame in self.frames {
             self.ram.note_written(frame.address(), PAGE_SIZE);
         }
         Ok(())
+    }
+}
+
+/// Receives the bytes of all places, which are compressed.
+///
+/// # Safety
+/// They must be valid for writes, and nobody else's, until it returns.
+unsafe fn unpack_places(
+    stream: &mut Stream,
+    unpacker: &mut Unpacker,
+    places: &mut [libc::iovec],
+) -> Result<(), ReceiveError> {
+    let mut rest = places;
+    loop {
+        let left: usize = rest.iter().map(|place| place.iov_len).sum();
+        if left == 0 {
+            return Ok(());
+        }
+        let chunk = unpacker.receive(stream, left)?;
+        // SAFETY: as the caller promises; they hold no less than the chunk.
+        unsafe { fill_places(rest, chunk) };
+        rest = skip(rest, chunk.len());
+    }
+}
+
+/// Puts bytes to the first places, which hold as many or more.
+///
+/// # Safety
+/// They must be valid for writes, and nobody else's, until it returns.
+unsafe fn fill_places(places: &[libc::iovec], mut bytes: &[u8]) {
+    for place in places {
+        let (now, later) = bytes.split_at(bytes.len().min(place.iov_len));
+        // SAFETY: as the caller promises; what comes off the wire is no place.
+        unsafe { std::ptr::copy_nonoverlapping(now.as_ptr(), place.iov_base.cast(), now.len()) };
+        bytes = later;
     }
 }
 

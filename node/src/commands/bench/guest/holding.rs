@@ -15,7 +15,9 @@ pub enum Content {
     Half,
 }
 
-const TEXT: &[u8] = b"All of it stands where it stood, and what was said is said once more. ";
+/// Text is of these in no order, which compresses as text does: LZ4 makes half of it.
+const WORDS: &[u8] = b"all of it stands where stood and what was said is once more in memory that nobody else \
+    has come to write after another process read the same page from its own file while they were both at home again";
 
 /// Between two writes to pages.
 const TICK: Duration = Duration::from_millis(1);
@@ -42,20 +44,30 @@ pub fn hold(bytes: usize, rate: u64, content: Content) -> anyhow::Result<Infalli
 }
 
 fn fill(memory: &mut [u8], content: Content) {
+    let mut state = 88_172_645_463_325_252u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
     match content {
         Content::Noise => {
-            let mut state = 88_172_645_463_325_252u64;
             for word in memory.chunks_mut(8) {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                word.copy_from_slice(&state.to_le_bytes()[..word.len()]);
+                word.copy_from_slice(&next().to_le_bytes()[..word.len()]);
             }
         }
         Content::Half => {
             let (zeros, text) = memory.split_at_mut(memory.len() / 2);
             zeros.fill(0);
-            text.chunks_mut(TEXT.len()).for_each(|chunk| chunk.copy_from_slice(&TEXT[..chunk.len()]));
+            let words: Vec<&[u8]> = WORDS.split_inclusive(|&byte| byte == b' ').collect();
+            let mut rest = text;
+            while !rest.is_empty() {
+                let word = words[(next() % words.len() as u64) as usize];
+                let length = word.len().min(rest.len());
+                rest[..length].copy_from_slice(&word[..length]);
+                rest = &mut rest[length..];
+            }
         }
     }
 }
@@ -68,7 +80,7 @@ mod tests {
     fn memory_holds_what_it_should() {
         let mut memory = vec![1; 10_001];
         fill(&mut memory, Content::Half);
-        assert!(memory[..5000].iter().all(|&byte| byte == 0) && memory[5000..].starts_with(TEXT));
+        assert!(memory[..5000].iter().all(|&byte| byte == 0) && memory[5000..].iter().all(|byte| WORDS.contains(byte)));
         fill(&mut memory, Content::Noise);
         assert!(memory.chunks(8).zip(memory[8..].chunks(8)).all(|(one, next)| one != next));
     }
