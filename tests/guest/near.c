@@ -84,6 +84,9 @@ int main(int argc, char **argv)
 
     /* A child has its parent's set, and each sees the other's while that one asks. */
     ask(200);
+    int ready[2];
+    char byte;
+    CHECK(pipe(ready) == 0);
     int pid = fork();
     CHECK(pid >= 0);
     if (pid == 0) {
@@ -93,12 +96,23 @@ int main(int argc, char **argv)
             ask(20);
             may_run_on(getppid(), &all);
         }
+        CHECK(write(ready[1], "", 1) == 1);
         /* Until it is killed, or its parent has found a fault. */
         for (int parent = getppid(); getppid() == parent;)
             ask(1);
         _exit(1);
     }
     for (int round = 0; round < 50; round++) {
+        ask(20);
+        may_run_on(pid, &all);
+    }
+    /* What is chosen for it holds too. */
+    CHECK(close(ready[1]) == 0 && read(ready[0], &byte, 1) == 1);
+    for (int round = 0; round < 10; round++) {
+        CHECK(sched_setaffinity(pid, sizeof one, &one) == 0);
+        ask(20);
+        may_run_on(pid, &one);
+        CHECK(sched_setaffinity(pid, sizeof all, &all) == 0);
         ask(20);
         may_run_on(pid, &all);
     }

@@ -129,9 +129,12 @@ impl Control {
                     self.cancelled.push((thread, seq));
                 }
             }
-            ToDeputy::Part { tid } => {
+            ToDeputy::Part { tid, chosen } => {
                 if let Some(thread) = lock(&THREADS).iter().find(|thread| thread.tid == tid) {
-                    thread.near.part(tid);
+                    match chosen {
+                        Some(set) => thread.near.choose(tid, &set),
+                        None => thread.near.part(tid),
+                    }
                 }
             }
             ToDeputy::Trace(line) => trace(line),

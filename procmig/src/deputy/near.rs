@@ -52,6 +52,15 @@ impl Near {
     }
 }
 
+impl Near {
+    /// From any thread: somebody has chosen where the thread `tid`, which is this one, has the right to run.
+    pub(super) fn choose(&self, tid: i32, set: &[u8]) {
+        let state = &mut *lock(&self.0);
+        state.at = 0;
+        set_cpus(tid, set);
+    }
+}
+
 fn trimmed(set: &[u8]) -> &[u8] {
     &set[..set.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1)]
 }
@@ -100,6 +109,12 @@ mod tests {
         if let [first, second, ..] = all[..] {
             near.follow(first as u16 + 1);
             assert!(set_cpus(0, &only(second)));
+            near.part(tid);
+            assert_eq!(trimmed(&cpus(0).unwrap()), trimmed(&only(second)));
+            assert!(set_cpus(0, &rights));
+            // What is chosen is what it was bound to.
+            near.follow(second as u16 + 1);
+            near.choose(tid, &only(second));
             near.part(tid);
             assert_eq!(trimmed(&cpus(0).unwrap()), trimmed(&only(second)));
             assert!(set_cpus(0, &rights));

@@ -91,7 +91,7 @@ impl Shared {
             let bound = std::mem::take(&mut lock(&self.state).bound);
             untold.extend(bound.iter().filter_map(Weak::upgrade).filter(|thread| thread.part()));
             untold.retain(|thread: &Arc<Thread>| {
-                !thread.has_left() && !thread.process.try_say(&ToDeputy::Part { tid: thread.tid() })
+                !thread.has_left() && !thread.process.try_say(&ToDeputy::Part { tid: thread.tid(), chosen: None })
             });
         }
     }

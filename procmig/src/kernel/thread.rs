@@ -12,6 +12,7 @@ use crate::mm::Gate;
 use crate::signal::altstack::AltStack;
 use crate::signal::pending::PendingSignals;
 use crate::signal::set::SignalSet;
+use crate::wire::control::ToDeputy;
 use crate::wire::usage::Usage;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -275,12 +276,16 @@ impl Thread {
         lock(&self.cpus).at_home.as_deref().copied()
     }
 
-    /// Has it run on the CPUs that are chosen, and returns its [`hidden_affinity`](Self::hidden_affinity).
+    /// From another thread: has it run on the CPUs that are chosen, and returns its [`hidden_affinity`](Self::hidden_affinity).
     pub fn cpus(&self, chosen: Option<CpuSet>) -> Option<CpuSet> {
         if let Some(set) = chosen {
             self.set_affinity(set);
         }
-        self.hidden_affinity()
+        let at_home = self.hidden_affinity();
+        if let (Some(_), Some(set)) = (chosen, at_home) {
+            self.process.send(&ToDeputy::Part { tid: self.tid(), chosen: Some(set.to_bytes()) });
+        }
+        at_home
     }
 
     /// Goes on from what it was at the node where it was before; once.

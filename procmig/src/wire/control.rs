@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 
 /// Version of these protocols; peers must agree.
-pub const VERSION: u32 = 9;
+pub const VERSION: u32 = 10;
 /// Cap on the frame of a [`NodeRequest`]: the arguments and environment are in it.
 pub const MAX_REQUEST: usize = 8 << 20;
 /// Cap on every other frame.
@@ -348,6 +348,9 @@ pub enum ToDeputy {
     Part {
         /// The deputy's thread.
         tid: i32,
+        /// It is to run on these from now on, in the kernel's form without zeros at the end: home's kernel was told so,
+        /// but they may be the CPU that it was bound to.
+        chosen: Option<Vec<u8>>,
     },
     /// Answered by [`ToNode::Awake`], unless the deputy is stopped.
     AreYouAwake {

@@ -6,7 +6,6 @@ use crate::kernel::affinity::{CpuSet, MASK};
 use crate::kernel::guest::GuestThread;
 use crate::usermem::UserMemory;
 use nix::errno::Errno;
-use std::iter;
 use vmm::addr::GuestVirtAddr;
 use vmm::user_cpu::UserCpu;
 
@@ -38,17 +37,12 @@ pub fn getaffinity(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) 
     }
     // That of another may be bound to one CPU at this moment. Whether it ever was is asked after home was.
     let Some(rights) = cpus(guest, tid, None) else { return outcome };
-    let corrected = guest.with_memory(cpu, |memory| {
-        let mut told = [0; MASK];
-        let told = &mut told[..(length as usize).min(MASK)];
-        memory.read(GuestVirtAddr(args[2]), told)?;
-        if told.iter().map(|byte| byte.count_ones()).sum::<u32>() == 1 {
-            told.iter_mut().zip(rights.to_bytes().into_iter().chain(iter::repeat(0))).for_each(|(at, byte)| *at = byte);
-            memory.write(GuestVirtAddr(args[2]), told)?;
-        }
-        Ok(())
-    });
-    corrected.map_or_else(|errno: Errno| Err(errno).into(), |()| outcome)
+    let mut bytes = rights.to_bytes();
+    bytes.resize(length as usize, 0);
+    match guest.with_memory(cpu, |memory| memory.write(GuestVirtAddr(args[2]), &bytes)) {
+        Ok(()) => outcome,
+        Err(errno) => Err(errno).into(),
+    }
 }
 
 /// Home's kernel checks the set and keeps it; the threads' host threads run by it.
@@ -70,8 +64,10 @@ pub fn setaffinity(guest: &mut GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) 
 /// Has the guest thread that a call names run on the CPUs that are chosen, and tells on which it may run by rights if
 /// home's kernel may not: it may be in this node, or in another of its home.
 fn cpus(guest: &GuestThread, tid: i32, chosen: Option<CpuSet>) -> Option<CpuSet> {
-    if tid == 0 {
-        return guest.thread.cpus(chosen);
+    if tid == 0 || tid == guest.thread.tid() {
+        // Its own deputy's thread has let go before it was told.
+        chosen.into_iter().for_each(|set| guest.thread.set_affinity(set));
+        return guest.thread.hidden_affinity();
     }
     if let Some(thread) = guest.process.thread(tid) {
         return thread.cpus(chosen);
