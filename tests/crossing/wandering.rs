@@ -143,8 +143,14 @@ fn a_job_goes_as_a_whole_wherever_it_is() {
     // A child of a shell is one of the job when it is there, and has a program of its own soon.
     crate::until("all of it runs", || job().iter().filter(|process| process["name"] == "sleep").count() == 2);
     for (to, node) in [("one", "one/node-1"), ("home", "node-1")] {
-        let said = crate::says(home, &["migrate", "-J", "7", to]);
-        assert_eq!(said.lines().count(), 3, "{said}");
+        let mut went = home.skein(&["migrate", "-J", "7", to]);
+        // On a machine that is loaded one may stay, for it would stand still for too long.
+        let mut late = 0;
+        while job().iter().any(|process| process["node"] != node) {
+            late += 1;
+            assert!(went.is_err() && late <= crate::LATE, "{went:?}");
+            went = home.skein(&["migrate", "-J", "7", to]);
+        }
         assert!(job().iter().all(|process| process["node"] == node), "{:?}", job());
         assert_eq!(cluster.at(other.id() as i32), Some(0));
     }

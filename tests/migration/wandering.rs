@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Most migrations of a test that may take too long.
 const LATE: u32 = 10;
@@ -121,11 +122,18 @@ fn twenty_processes_migrate_at_once_in_both_directions() {
     for child in children.iter().skip(10) {
         pair.migrate(child.id() as i32).expect("it goes");
     }
+    // On a machine that is loaded one may not get to where it should be in the time that it may stand still.
+    let late = AtomicU32::new(0);
+    let go = |pid: i32| {
+        while let Err(why) = pair.migrate(pid) {
+            assert!(late.fetch_add(1, Ordering::SeqCst) < 2 * LATE, "{why}");
+        }
+    };
     for round in 1..=5 {
         std::thread::scope(|scope| {
             for child in &children {
-                let (pid, pair) = (child.id() as i32, &pair);
-                scope.spawn(move || pair.migrate(pid).expect("it goes"));
+                let (pid, go) = (child.id() as i32, &go);
+                scope.spawn(move || go(pid));
             }
         });
         let at_a = children.iter().filter(|child| pair.at(child.id() as i32) == Some('a')).count();

@@ -642,6 +642,10 @@ impl Process {
     /// Notes what the deputy has said of the migration to `epoch`.
     pub fn note_verdict(&self, epoch: u32, verdict: Verdict) {
         if epoch == self.epoch.load(Ordering::SeqCst).wrapping_add(1) {
+            if verdict == Verdict::Moved && self.freezer.is_wanted() {
+                // What comes next is the end of the deputy's connection: it is not the process's.
+                self.set_presence(Presence::Gone);
+            }
             *lock(&self.verdict) = Some(verdict);
             self.verdict_changed.notify_all();
         }

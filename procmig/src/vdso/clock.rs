@@ -11,6 +11,7 @@
 use super::distance::{Asked, Clocks, Distance};
 use super::page::{Lines, TimePage, scale};
 use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -291,7 +292,9 @@ impl Clock {
             ..Lines::default()
         });
         let state = State {
-            sequence: 0,
+            // Anywhere, and even. A thread may migrate in the middle of reading the page: that of its new node must not
+            // look as if it was the same, unchanged.
+            sequence: RandomState::new().build_hasher().finish() as u32 & !1,
             lines,
             rate: rate(first),
             raw_rate: rate(raw_first),

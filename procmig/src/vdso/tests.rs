@@ -333,3 +333,12 @@ fn the_dynamic_linker_finds_every_function_by_name_and_version() {
         }
     }
 }
+
+#[test]
+fn pages_of_two_nodes_are_never_taken_for_one_that_has_not_changed() {
+    let (one, other) = (Mapped::new(), Mapped::new());
+    let _clocks = (one.clock(true), other.clock(true));
+    let sequence = |mapped: &Mapped| mapped.page().sequence.load(Ordering::SeqCst);
+    assert_eq!((sequence(&one) % 2, sequence(&other) % 2), (0, 0));
+    assert!(sequence(&one).abs_diff(sequence(&other)) > 100, "{} and {}", sequence(&one), sequence(&other));
+}
