@@ -233,7 +233,7 @@ fn a_program_runs_across_a_network_and_ends_with_it() {
     second.says(&["cluster", "join", token.trim()]);
     let mosrun = |arguments: &[&str]| -> Command {
         let mut command = first.command(skein_tests::home::skein_binary().expect("skein"));
-        command.args(["run", "-r", "host-2"]).args(arguments).stdin(Stdio::null());
+        command.args(["run", "--home-timeout", "0", "-r", "host-2"]).args(arguments).stdin(Stdio::null());
         command
     };
     let output = mosrun(&["bash", "-c", "hostname; seq 1 1000 | tail -1"]).output().expect("mosrun");

@@ -110,10 +110,10 @@ impl Client {
         match (protocol::decode(&body).map_err(anyhow::Error::msg)?, passed.pop()) {
             (HostReply::Refused(why), _) => Err(anyhow::Error::msg(why)),
             (HostReply::Node(node), _) => Ok(Placed::Here(node)),
-            (HostReply::Link { host, keys }, Some(socket)) => {
+            (HostReply::Link { host, id, keys }, Some(socket)) => {
                 self.stream.set_read_timeout(None)?;
                 self.stream.set_write_timeout(None)?;
-                let remote = Remote { socket: TcpStream::from(socket), keys, lease: self.stream };
+                let remote = Remote { socket: TcpStream::from(socket), keys, host: id.0, lease: self.stream };
                 Ok(Placed::There { host: host.to_string(), remote })
             }
             (other, _) => bail!("the host answered another question: {other:?}"),

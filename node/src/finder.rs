@@ -37,6 +37,7 @@ impl Finder for HostFinder {
         match protocol::decode(body)? {
             HostReply::Node(node) => Ok(Found::Here(self.state.node_socket(&node.name))),
             HostReply::Link { keys, .. } => Ok(Found::There(keys)),
+            HostReply::Nowhere(why) => Ok(Found::Nowhere(why)),
             HostReply::Refused(why) => Err(why),
             _ => Err("the host answered another question".to_owned()),
         }

@@ -138,7 +138,7 @@ fn a_damaged_message_is_an_error_at_worst() {
         max_threads: Some(3),
         job: Some(4),
     };
-    let remote = RemoteAttach { attach: attach.clone(), control: [7; 16], call: [8; 16] };
+    let remote = RemoteAttach { attach: attach.clone(), control: [7; 16], call: [8; 16], patience: 60 };
     let remote = LinkRequest::Attach(Box::new(remote));
     let keys = |byte| DirectionKeys { cipher: Cipher::Aes256Gcm, key: vec![byte; 32], iv: [byte; 12], number: 2 };
     let keys = StreamKeys { send: keys(1), receive: keys(2) };

@@ -149,8 +149,12 @@ fn a_cable_that_is_pulled_leaves_the_process_at_one_host_or_none() {
     let (mut stayed, mut lost) = (0, 0);
     for round in 0..8 {
         let mut command = first.command(skein_tests::home::skein_binary().expect("skein"));
-        let mut child =
-            command.args(["run", "/bin/cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("mosrun");
+        let mut child = command
+            .args(["run", "--home-timeout", "0", "/bin/cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("mosrun");
         let mut stdin = child.stdin.take().expect("a pipe");
         let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
         let mut echo = || {

@@ -4,6 +4,7 @@
 mod clocks;
 mod ends;
 mod faults;
+mod lost;
 mod slow;
 mod wandering;
 

@@ -26,6 +26,8 @@ pub enum Chosen {
 pub struct Away {
     /// The other host.
     pub host: Label,
+    /// Its ID.
+    pub id: KeyId,
     /// The connection.
     pub handed: Handed,
     /// Counts it.
@@ -131,7 +133,7 @@ impl Service {
         let opened = contact::connect(&membership, member, Purpose::Guest(node)).await;
         let handed = opened.and_then(|(link, _, _)| link.hand_over()).map_err(|why| format!("{host}: {why}"))?;
         *self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner).entry(member.id).or_default() += 1;
-        Ok(Away { host, handed, _count: Count(self.clone(), member.id) })
+        Ok(Away { host, id: member.id, handed, _count: Count(self.clone(), member.id) })
     }
 
     /// What runs for this host on others.

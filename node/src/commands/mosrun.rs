@@ -106,6 +106,10 @@ pub struct RunArgs {
     /// Number of the job that the program and all that it starts belong to, for mosps and mosmigrate
     #[arg(short = 'J', long, value_name = "N")]
     job: Option<u32>,
+    /// For how long a lost connection with the host on which the program runs is made again while the program waits;
+    /// 0 to end it at once
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(..=86_400))]
+    home_timeout: u32,
     /// Program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROG [ARGS]")]
     command: Vec<OsString>,
@@ -206,7 +210,8 @@ fn start(args: RunArgs, all: &[OsString]) -> Result<std::convert::Infallible, Fa
         max_threads: args.max_threads.map(NonZeroU32::get),
         job: args.job,
     };
-    let error = deputy::run(Setup { node, node_name, attach, trace, finder, reporter });
+    let error =
+        deputy::run(Setup { node, node_name, attach, trace, finder, home_timeout: args.home_timeout, reporter });
     Err(anyhow::Error::new(error).into())
 }
 

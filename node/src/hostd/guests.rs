@@ -82,10 +82,10 @@ pub(super) async fn way(
             let membership = cluster.membership().map_err(|error| chain(&error));
             match membership.and_then(|membership| placing::chosen(&membership, to, Some(node))) {
                 Ok(chosen) => chosen,
-                Err(why) => return Ok((HostReply::Refused(why), None)),
+                Err(why) => return Ok((HostReply::Nowhere(why), None)),
             }
         }
-        (Some(_), None) => return Ok((HostReply::Refused("this host is in no cluster".to_owned()), None)),
+        (Some(_), None) => return Ok((HostReply::Nowhere("this host is in no cluster".to_owned()), None)),
         (None, _) => Chosen::Here(Some(node)),
     };
     reach(host, chosen).await
@@ -96,7 +96,7 @@ async fn reach(host: &Arc<Host>, chosen: Chosen) -> anyhow::Result<(HostReply, O
     match (chosen, &host.cluster) {
         (Chosen::There(member, node), Some(cluster)) => match cluster.open_link(&member, node).await {
             Ok(away) => {
-                let reply = HostReply::Link { host: away.host.clone(), keys: away.handed.keys.clone() };
+                let reply = HostReply::Link { host: away.host.clone(), id: away.id, keys: away.handed.keys.clone() };
                 Ok((reply, Some(away)))
             }
             Err(why) => refused(why),

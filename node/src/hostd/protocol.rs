@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Version of this protocol. [`HostReply::Refused`] is the first variant in each version, so that
 /// any peer can read a refusal.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Cap on the frame of a request.
 pub const MAX_REQUEST: usize = 64 << 10;
 /// Cap on the frame of a reply.
@@ -109,6 +109,8 @@ pub enum HostReply {
     Link {
         /// The host.
         host: Label,
+        /// Its ID.
+        id: KeyId,
         /// The connection's keys.
         keys: StreamKeys,
     },
@@ -118,6 +120,8 @@ pub enum HostReply {
     Migration(Event),
     /// The process has gone where it should.
     Migrated(Record),
+    /// To [`HostRequest::Reach`]: the host is no member of the cluster any more. A sentence.
+    Nowhere(String),
 }
 
 /// The state of a host.
@@ -185,18 +189,18 @@ mod tests {
     #[test]
     fn another_version_is_refused_by_name() {
         let body = postcard::to_allocvec(&(VERSION + 1, HostRequest::Status)).unwrap();
-        assert!(decode::<HostRequest>(&body).unwrap_err().contains("version 2"));
+        assert!(decode::<HostRequest>(&body).unwrap_err().contains("version 3"));
     }
 
     #[test]
     fn garbage_is_refused() {
-        for body in [&b""[..], &[1], &[1, 200], &[1, 0, 0], &[255; 64]] {
+        for body in [&b""[..], &[2], &[2, 200], &[2, 0, 0], &[255; 64]] {
             assert!(decode::<HostRequest>(body).is_err(), "{body:?}");
         }
     }
 
     #[test]
     fn the_bytes_of_a_status_request_do_not_change() {
-        assert_eq!(encode(&HostRequest::Status).unwrap(), [2, 0, 0, 0, 1, 0]);
+        assert_eq!(encode(&HostRequest::Status).unwrap(), [2, 0, 0, 0, 2, 0]);
     }
 }

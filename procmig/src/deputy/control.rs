@@ -6,7 +6,7 @@ use super::finding::{Search, Target};
 use super::link::Link;
 use super::moving::{MoveError, Moved};
 use super::threads::{THREADS, Thread, lock};
-use super::{descriptors, end, home_proc, kernel, lent, link, moving, signals};
+use super::{descriptors, end, home_proc, kernel, lent, link, moving, remaking, signals};
 use crate::migration::faults::{self, Step};
 use crate::vdso::distance::Clocks;
 use crate::wire::control::{Commit, MAX_MESSAGE, ToDeputy, ToNode};
@@ -32,6 +32,10 @@ pub(super) const NAME: &str = "skein-control";
 pub(super) const STACK: usize = 128 << 10;
 /// Milliseconds between two signals to a thread that has not left a cancelled call yet.
 const REPEAT: i32 = 1;
+/// Milliseconds between two looks whether a lost connection is there again.
+const LOOK: i32 = 20;
+/// Bytes that are read at once.
+const CHUNK: usize = 16 << 10;
 /// How long a node that the process has left may take to hear of it.
 const LONG: Duration = Duration::from_secs(15);
 
@@ -50,7 +54,15 @@ pub(super) fn start(stream: Connection) -> io::Result<()> {
 
 fn run(stream: Connection) -> ! {
     TID.store(kernel::gettid(), Ordering::Relaxed);
-    let mut control = Control { stream, cancelled: Vec::new(), holds: false, search: None, found: None, left: None };
+    let mut control = Control {
+        stream,
+        partial: Vec::new(),
+        cancelled: Vec::new(),
+        holds: false,
+        search: None,
+        found: None,
+        left: None,
+    };
     loop {
         control.turn();
     }
@@ -59,6 +71,8 @@ fn run(stream: Connection) -> ! {
 /// What the control thread has in hand.
 struct Control {
     stream: Connection,
+    /// What has come, from another host, of a message that is not whole.
+    partial: Vec<u8>,
     /// Calls that are to be broken off, until they are.
     cancelled: Vec<(Arc<Thread>, u32)>,
     /// While a migration is decided no signal is sent: nobody knows to whom.
@@ -83,8 +97,9 @@ impl Control {
     fn turn(&mut self) {
         self.cancelled.retain(|(thread, seq)| thread.poke(*seq));
         let poll = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let waits = self.stream.waits();
         let mut fds = [
-            poll(self.stream.as_raw_fd()),
+            poll(if waits { -1 } else { self.stream.as_raw_fd() }),
             poll(if self.holds { -1 } else { signals::descriptor() }),
             poll(link::watched()),
             poll(self.search.as_ref().map_or(-1, Search::descriptor)),
@@ -94,6 +109,7 @@ impl Control {
         let wait = match &self.left {
             _ if has_more => 0,
             _ if !self.cancelled.is_empty() => REPEAT,
+            _ if waits || remaking::is_active() => LOOK,
             Some(left) => left.until.saturating_duration_since(Instant::now()).as_millis() as i32 + 1,
             None => -1,
         };
@@ -101,7 +117,7 @@ impl Control {
         unsafe { libc::poll(fds.as_mut_ptr(), if has_more { 0 } else { fds.len() as libc::nfds_t }, wait) };
         let [control, signal, link, search, left] = fds.map(|fd| fd.revents != 0);
         if link {
-            end::lost();
+            remaking::link_has_news();
         }
         if signal {
             relay(&mut self.stream);
@@ -112,11 +128,34 @@ impl Control {
         if left || self.left.as_ref().is_some_and(|left| left.until <= Instant::now()) {
             self.leave(left);
         }
-        if control || has_more {
+        if (control || has_more) && !self.stream.is_local() {
+            self.take();
+        } else if control || has_more {
             match self.stream.receive_message(MAX_MESSAGE) {
                 Ok((message, passed)) => self.hear(message, passed),
                 Err(_) => end::lost(),
             }
+        }
+    }
+
+    /// Takes what has come from another host, as far as it is whole.
+    fn take(&mut self) {
+        let mut chunk = [0; CHUNK];
+        match self.stream.receive_now(&mut chunk) {
+            Ok(0) => end::lost(),
+            Ok(count) => self.partial.extend_from_slice(&chunk[..count]),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => return,
+            Err(_) => end::lost(),
+        }
+        while let Some(head) = self.partial.first_chunk::<4>() {
+            let length = u32::from_le_bytes(*head) as usize;
+            if length > MAX_MESSAGE {
+                end::lost();
+            }
+            let Some(body) = self.partial.get(4..4 + length) else { return };
+            let Ok(message) = postcard::from_bytes(body) else { end::lost() };
+            self.partial.drain(..4 + length);
+            self.hear(message, Vec::new());
         }
     }
 
@@ -196,6 +235,8 @@ impl Control {
             Ok(Moved { control, link }) => {
                 self.say(&ToNode::Moved { epoch });
                 self.cancelled.clear();
+                // Nothing of the old node counts any more.
+                self.partial.clear();
                 let old = std::mem::replace(&mut self.stream, control);
                 let old_link = std::mem::replace(&mut *lock(&link::LINK), link);
                 if !old.is_local() {

@@ -28,6 +28,15 @@ static LOST: AtomicBool = AtomicBool::new(false);
 /// another is closed already, and then that is what it does.
 pub(super) fn lost() -> ! {
     std::thread::sleep(if link::is_remote() { REMOTE_GRACE } else { GRACE });
+    leave("")
+}
+
+/// The node could not be reached for so long: says so and exits.
+pub(super) fn lost_after(tried: Duration) -> ! {
+    leave(&format!(": it could not be reached for {} s", tried.as_secs()))
+}
+
+fn leave(why: &str) -> ! {
     if LOST.swap(true, Ordering::SeqCst) {
         loop {
             // Another thread is about to end the process.
@@ -42,10 +51,10 @@ pub(super) fn lost() -> ! {
             if MEMORY_LOST.load(Ordering::SeqCst) {
                 format!("mosrun: {program} ({pid}): memory of it was lost on its way to the node {node}\n")
             } else {
-                format!("mosrun: {program} ({pid}): the node {node} that ran it is gone\n")
+                format!("mosrun: {program} ({pid}): the node {node} that ran it is gone{why}\n")
             }
         }
-        Err(_) => format!("mosrun: ({pid}): the node that ran it is gone\n"),
+        Err(_) => format!("mosrun: ({pid}): the node that ran it is gone{why}\n"),
     };
     write(libc::STDERR_FILENO, message.as_bytes());
     exit(LOST_STATUS)

@@ -21,6 +21,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
+use std::time::Instant;
 
 /// Who knows the ways to nodes: `skeind`, whose protocol this speaks.
 pub trait Finder: Debug + Send + Sync {
@@ -48,6 +49,8 @@ pub enum Found {
     /// A link with it, which came with the answer; these are its keys. It is used as long as the connection with
     /// `skeind` is open.
     There(StreamKeys),
+    /// There is none, nor will there be one; a sentence.
+    Nowhere(String),
 }
 
 /// Most bytes of an answer.
@@ -144,15 +147,37 @@ fn find(host: Option<&HostId>, node: &str, threads: u32) -> Result<Target, MoveE
     const MOST_SPARE: u32 = 64;
     faults::at(Step::DeputyFind)?;
     let finder = FINDER.get().ok_or_else(|| MoveError::Refused("home knows no host to ask for a way".to_owned()))?;
-    let (mut answer, body) = exchange(&**finder, host, node)?;
+    let patience = Duration::from_millis(PATIENCE as u64);
+    let (mut answer, body) = exchange(&**finder, host, node, patience)?;
     match (finder.answer(&body).map_err(MoveError::Refused)?, answer.passed.pop()) {
         (Found::Here(socket), _) => Ok(Target::Here(socket)),
         (Found::There(keys), Some(socket)) => {
-            let (link, control) = link::open_for_arrival([socket, answer.lease], keys)?;
+            let host = host.copied().ok_or_else(|| MoveError::Refused("the node is at another host".to_owned()))?;
+            let (link, control) = link::open_for_arrival([socket, answer.lease], keys, host)?;
             let spare = (0..threads.min(MOST_SPARE)).map(|_| link.connect_anew()).collect::<io::Result<_>>()?;
             Ok(Target::There(Box::new(Distant { link, control, spare })))
         }
+        (Found::Nowhere(why), _) => Err(MoveError::Refused(why)),
         (Found::There(_), None) => Err(MoveError::Refused("the host has passed no link".to_owned())),
+    }
+}
+
+/// A way to a node of another host, to which there was one: the connection, what keeps it, and its keys; `None` if
+/// there will be none. It may take so long.
+///
+/// # Errors
+/// [`MoveError::Refused`] if `skeind` says why not, which may be different soon.
+pub(super) fn find_again(
+    host: &HostId,
+    node: &str,
+    patience: Duration,
+) -> Result<Option<([Own; 2], StreamKeys)>, MoveError> {
+    let finder = FINDER.get().ok_or_else(|| MoveError::Refused("home knows no host to ask for a way".to_owned()))?;
+    let (mut answer, body) = exchange(&**finder, Some(host), node, patience)?;
+    match (finder.answer(&body).map_err(MoveError::Refused)?, answer.passed.pop()) {
+        (Found::There(keys), Some(socket)) => Ok(Some(([socket, answer.lease], keys))),
+        (Found::Nowhere(_), _) => Ok(None),
+        _ => Err(MoveError::Refused("the host has passed no link".to_owned())),
     }
 }
 
@@ -164,18 +189,25 @@ struct Answer {
 }
 
 /// Asks, and reads the body of the answer.
-fn exchange(finder: &dyn Finder, host: Option<&HostId>, node: &str) -> Result<(Answer, Vec<u8>), MoveError> {
+fn exchange(
+    finder: &dyn Finder,
+    host: Option<&HostId>,
+    node: &str,
+    patience: Duration,
+) -> Result<(Answer, Vec<u8>), MoveError> {
+    let end = Instant::now() + patience;
     let question = finder.question(host, node).map_err(MoveError::Refused)?;
     let making = lock(&MAKING);
     let lease = Own::new(UnixStream::connect(finder.socket())?.into())?;
     drop(making);
     // SAFETY: the number is the deputy's own, and is not closed here.
     let stream = ManuallyDrop::new(unsafe { UnixStream::from_raw_fd(lease.as_raw_fd()) });
-    let patience = Some(Duration::from_millis(PATIENCE as u64));
+    let patience = Some(patience);
     stream.set_read_timeout(patience)?;
     stream.set_write_timeout(patience)?;
     (&*stream).write_all(&question)?;
     let (mut head, mut passed) = ([0; 4], Vec::new());
+    connection::await_events(lease.as_raw_fd(), libc::POLLIN, end)?;
     let got = connection::receive(&stream, &mut head, &mut passed)?;
     (&*stream).read_exact(&mut head[got..])?;
     let length = u32::from_le_bytes(head) as usize;

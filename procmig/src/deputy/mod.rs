@@ -22,6 +22,7 @@ mod messages;
 mod moving;
 mod near;
 mod ops;
+mod remaking;
 mod report;
 mod segments;
 mod serve;
@@ -34,7 +35,7 @@ pub use finding::{Finder, Found};
 pub use report::{Report, Reporter};
 pub use signals::inherited_signals;
 
-use crate::wire::control::{Attach, NodeRequest};
+use crate::wire::control::{Attach, HostId, NodeRequest};
 use crate::wire::frame::{self, FrameError};
 use crate::wire::sealed::StreamKeys;
 use connection::Connection;
@@ -58,6 +59,8 @@ pub struct Setup {
     pub trace: Option<OwnedFd>,
     /// Who knows the way to nodes of other hosts, when the process migrates.
     pub finder: Option<Box<dyn Finder>>,
+    /// For how many seconds a link with another host is made again that the network has lost.
+    pub home_timeout: u32,
     /// Who is told what the process used, if `attach.report`.
     pub reporter: Option<Reporter>,
 }
@@ -78,6 +81,8 @@ pub struct Remote {
     pub socket: TcpStream,
     /// Its keys.
     pub keys: StreamKeys,
+    /// The node's host.
+    pub host: HostId,
     /// The connection with `skeind`, which keeps the link until this is closed.
     pub lease: UnixStream,
 }
@@ -115,7 +120,8 @@ pub fn run(setup: Setup) -> DeputyError {
 }
 
 fn start(setup: Setup) -> Result<serve::Server, DeputyError> {
-    let Setup { node, node_name, attach, trace, finder, reporter } = setup;
+    let Setup { node, node_name, attach, trace, finder, home_timeout, reporter } = setup;
+    remaking::set_patience(home_timeout);
     finding::ask(finder);
     *threads::lock(&end::NAMES) = (attach.argv.first().unwrap_or(&attach.program).clone(), node_name);
     let making = threads::lock(&descriptors::MAKING);

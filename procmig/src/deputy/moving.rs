@@ -102,9 +102,11 @@ pub(super) fn hand_over(commit: &Commit, found: Option<Target>) -> Result<Moved,
     // From here on the process is the target's.
     frame::write_to(&mut moved.control, &ToNode::Run { epoch: commit.epoch })?;
     EPOCH.store(commit.epoch, Ordering::SeqCst);
+    moved.control.last();
     // It is the target's, whatever happens here.
     let _ = faults::at(Step::DeputyMoved);
     for ((thread, hand_over), connection) in leaving.iter().zip(&commit.threads).zip(calls) {
+        connection.last();
         thread.reconnect(NewConnection { connection, seq: hand_over.seq, awaits: hand_over.awaits });
     }
     end::note_node(&commit.node);

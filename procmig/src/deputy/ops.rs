@@ -4,7 +4,7 @@ use super::connection::Connection;
 use super::descriptors::{self, Own};
 use super::serve::{Next, Server};
 use super::threads::{THREADS, lock};
-use super::{command_line, control, end, files, kernel, lent, link, moving, report, segments, signals};
+use super::{command_line, control, end, files, kernel, lent, link, moving, remaking, report, segments, signals};
 use crate::wire::op::{LentFile, Op};
 use nix::errno::Errno;
 use std::io;
@@ -114,7 +114,7 @@ pub(super) fn perform(op: Op, tid: i32, guest_blocks: u32) -> Next {
 /// Starts a thread; as its guest thread does, it starts with the mask of the calling one.
 fn new_thread(guest_blocks: u32) -> io::Result<Next> {
     let (ours, names, nodes) = if link::is_remote() {
-        let ([ours], names) = link::connect()?;
+        let ([ours], names) = connect()?;
         (ours, names, Vec::new())
     } else {
         let _making = lock(&descriptors::MAKING);
@@ -136,9 +136,30 @@ fn new_thread(guest_blocks: u32) -> io::Result<Next> {
     }
 }
 
+/// As [`link::connect`], of connections that are known when the link is made again.
+fn connect<const N: usize>() -> io::Result<([Connection; N], Vec<u8>)> {
+    loop {
+        let (connections, names, link) = link::connect()?;
+        if remaking::is_there(lock(&link::LINK).as_ref(), &link) {
+            return Ok((connections, names));
+        }
+        remaking::pause();
+    }
+}
+
 /// Forks the process. In the child the calling thread is the only one; the locks that other threads
 /// could hold are held by it, so that they are free there.
 fn fork() -> io::Result<Next> {
+    loop {
+        if let Some(next) = try_fork()? {
+            return Ok(next);
+        }
+        remaking::pause();
+    }
+}
+
+/// The same, unless the link is being made again just then.
+fn try_fork() -> io::Result<Option<Next>> {
     let remote = link::is_remote().then(link::connect).transpose()?;
     let making = lock(&descriptors::MAKING);
     let relay = lock(&signals::RELAY);
@@ -148,7 +169,8 @@ fn fork() -> io::Result<Next> {
     let lent = lock(&lent::LENT);
     let link = lock(&link::LINK);
     let (control, call, names, nodes) = match remote {
-        Some(([control, call], names)) => (control, call, names, Vec::new()),
+        Some((_, _, of)) if !remaking::is_there(link.as_ref(), &of) => return Ok(None),
+        Some(([control, call], names, _)) => (control, call, names, Vec::new()),
         None => {
             let (control, nodes_control) = descriptors::socketpair()?;
             let (call, nodes_call) = descriptors::socketpair()?;
@@ -156,14 +178,16 @@ fn fork() -> io::Result<Next> {
             (Connection::local(control), Connection::local(call), Vec::new(), nodes)
         }
     };
+    let connections = remaking::hold();
     let closing = lock(&descriptors::CLOSING);
     // SAFETY: the C library keeps its own locks sane over a fork, and the child goes on with what
     // this thread holds alone.
     let pid = unsafe { libc::fork() };
     drop(closing);
+    drop(connections);
     let pid = Errno::result(pid)?;
     if pid != 0 {
-        return Ok(Next::Pass(pid.into(), names, nodes));
+        return Ok(Some(Next::Pass(pid.into(), names, nodes)));
     }
     threads.clear();
     drop((attached, end_names, threads, relay, link));
@@ -174,6 +198,7 @@ fn fork() -> io::Result<Next> {
     keep.extend(lent.kept());
     drop(lent);
     keep.extend([control.as_raw_fd(), call.as_raw_fd()]);
+    remaking::forget_all_but(&keep);
     descriptors::close_all_but(&keep);
     report::forget();
     moving::forget();
@@ -182,5 +207,5 @@ fn fork() -> io::Result<Next> {
     if started.is_err() {
         end::lost();
     }
-    Ok(Next::Become(call))
+    Ok(Some(Next::Become(call)))
 }

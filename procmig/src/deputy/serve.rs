@@ -188,6 +188,8 @@ impl Server {
         while self.end - self.start < wanted {
             let room = &mut self.input[self.end..];
             match self.connection.read(room) {
+                // The process has gone on without what was lost.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && self.is_left() => return None,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => self.apply_mask(),
                 Err(_) | Ok(0)
                     if self.thread.is_behind(self.last, begun || self.end > self.start)
@@ -200,6 +202,11 @@ impl Server {
             }
         }
         Some(())
+    }
+
+    /// Whether the network has lost the connection, and the process has moved.
+    fn is_left(&self) -> bool {
+        self.connection.waits() && self.thread.is_awaited()
     }
 
     /// Leaves the CPU that it was bound to.

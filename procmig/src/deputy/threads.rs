@@ -116,6 +116,11 @@ impl Thread {
         Some((seq, awaits))
     }
 
+    /// Whether there is a connection to go over to.
+    pub(super) fn is_awaited(&self) -> bool {
+        !lock(&self.served).next.is_empty()
+    }
+
     /// Whether requests behind the one with this number, or the rest of one that has `begun` to come, are still on
     /// their way over a network.
     pub(super) fn is_behind(&self, last: u32, begun: bool) -> bool {

@@ -6,13 +6,16 @@
 use super::process::Ending;
 use super::start::StartError;
 use super::time::Time;
+use super::ways::Ways;
 use super::{Kernel, KernelError, lock};
 use crate::migration::adoption;
 use crate::vdso::distance::{Asked, Clocks, Distance};
 use crate::wire::control::{self, HostId, MAX_MESSAGE, MAX_REQUEST, VERSION};
 use crate::wire::frame::{self, FrameError};
+use crate::wire::lasting::{Lasting, is_loss};
 use crate::wire::link::{
-    ConnectionId, GREETING, LinkId, LinkReply, LinkRequest, LinkSecret, PREFIX, RemoteAttach, Side, random,
+    ConnectionId, Greeting, LinkId, LinkReply, LinkRequest, LinkSecret, MAX_GREETING, PREFIX, RemoteAttach, Side,
+    random,
 };
 use crate::wire::sealed::{Opener, Sealer};
 use crate::wire::stream::{Sealed, Stream, prepare};
@@ -115,6 +118,9 @@ pub struct Link {
     pub home: Arc<Home>,
     id: LinkId,
     secret: LinkSecret,
+    home_id: HostId,
+    /// Its connections, and those that were made in place of lost ones.
+    pub(super) ways: Ways,
     come: Mutex<HashMap<ConnectionId, (Stream, Instant)>>,
     changed: Condvar,
     has_ended: AtomicBool,
@@ -157,6 +163,20 @@ impl Link {
     /// Whether it has ended, and with it all its processes.
     pub fn has_ended(&self) -> bool {
         self.has_ended.load(Ordering::SeqCst)
+    }
+
+    /// A connection that may outlast its socket.
+    fn lasting(self: &Arc<Self>, name: ConnectionId, socket: TcpStream, sealer: Sealer, opener: Opener, way: u64) {
+        let lasting = Arc::new(Lasting::new(socket, sealer, opener, way, !self.ways.patience().is_zero()));
+        let link = Arc::downgrade(self);
+        lasting.bequeath(Box::new(move |remains| {
+            if let Some(link) = link.upgrade() {
+                link.ways.inherit(name, remains);
+            }
+        }));
+        if self.ways.enter(name, &lasting) {
+            self.bring(name, lasting.into());
+        }
     }
 }
 
@@ -207,7 +227,7 @@ impl Links {
         Some(Stranger(self, from))
     }
 
-    fn open(&self, about: &control::Link) -> io::Result<Arc<Link>> {
+    fn open(&self, about: &control::Link, patience: Duration) -> io::Result<Arc<Link>> {
         let secret = LinkSecret::new(&about.keys, Side::Node);
         let id = random()?;
         let state = &mut *lock(&self.0);
@@ -221,6 +241,8 @@ impl Links {
             home,
             id,
             secret,
+            home_id: about.home,
+            ways: Ways::new(patience),
             come: Mutex::default(),
             changed: Condvar::new(),
             has_ended: AtomicBool::new(false),
@@ -250,14 +272,36 @@ impl Links {
         let link = id.try_into().ok().and_then(|id| self.find(id)).ok_or(LinkError::NotCome)?;
         let keys = link.secret.keys(&connection, Side::Node);
         let mut opener = Opener::new(keys.receive)?;
-        let mut greeting = [0; GREETING.len() + 1];
+        let mut greeting = [0; MAX_GREETING];
         let count = opener.receive(&mut until, &mut greeting)?;
-        if greeting[..count] != *GREETING {
+        let Greeting { way, resumes, .. } = Greeting::read(&greeting[..count]).ok_or(LinkError::NotCome)?;
+        opener.count_from_here();
+        socket.set_read_timeout(None)?;
+        let mut sealer = Sealer::new(keys.send)?;
+        let Some((name, theirs)) = resumes else {
+            if !link.ways.is_open(way) {
+                return Err(LinkError::NotCome);
+            }
+            link.lasting(connection, socket, sealer, opener, way);
+            return Ok(());
+        };
+        // What is repeated by others would be answered under keys that were used.
+        if !link.ways.use_up(way, connection) {
             return Err(LinkError::NotCome);
         }
-        socket.set_read_timeout(None)?;
-        let sealed = Sealed::new(socket, Sealer::new(keys.send)?, opener);
-        link.bring(connection, sealed.into());
+        if let Some(lasting) = link.ways.find(&name) {
+            return Ok(lasting.accept(&socket, sealer, opener, way, theirs)?);
+        }
+        if let Some(remains) = link.ways.take_remains(&name) {
+            // It has ended since; what it had still to say is said.
+            return Ok(remains.send(&mut &socket, sealer, theirs)?);
+        }
+        if theirs > 0 {
+            return Ok(sealer.finish(&mut &socket)?);
+        }
+        // It had not come this far.
+        sealer.send_counted(&mut &socket, &[], 0)?;
+        link.lasting(name, socket, sealer, opener, way);
         Ok(())
     }
 }
@@ -311,28 +355,61 @@ impl Kernel {
     pub fn serve_link(self: &Arc<Self>, about: &control::Link, socket: TcpStream) -> Result<(), LinkError> {
         prepare(&socket)?;
         socket.set_read_timeout(Some(ARRIVAL))?;
-        let link = self.links.open(about)?;
         let mut stream = Stream::from(Sealed::with_keys(socket.try_clone()?, about.keys.clone())?);
-        let begun = self.begin(&link, &socket, &mut stream);
-        if begun.is_ok() {
-            // Nothing more is said on it; but who ends it, a deputy, a host or the network, ends the program.
-            let ended = socket.set_read_timeout(None).and_then(|()| stream.receive(&mut [0], None));
-            tracing::debug!(home = link.home.name, ?ended, "a link has ended");
-        }
-        self.end_link(&link);
-        begun
-    }
-
-    fn begin(self: &Arc<Self>, link: &Arc<Link>, socket: &TcpStream, stream: &mut Stream) -> Result<(), LinkError> {
-        let request = frame::read_from(stream, MAX_REQUEST)?;
-        let version = match &request {
-            LinkRequest::Attach(request) => request.attach.version,
-            LinkRequest::Receive { version, .. } => *version,
+        let request = frame::read_from(&mut stream, MAX_REQUEST)?;
+        let (version, patience) = match &request {
+            LinkRequest::Attach(request) => (request.attach.version, request.patience),
+            LinkRequest::Receive { version, patience, .. } => (*version, *patience),
+            LinkRequest::Resume { version, .. } => (*version, 0),
         };
         if version != VERSION {
             let sentence = format!("this node speaks protocol {VERSION}, the caller {version}");
-            return Ok(frame::write_to(stream, &LinkReply::Refused(sentence))?);
+            return Ok(frame::write_to(&mut stream, &LinkReply::Refused(sentence))?);
         }
+        if let LinkRequest::Resume { link, proof, .. } = request {
+            let session = LinkSecret::new(&about.keys, Side::Node);
+            let is_its = |link: &Arc<Link>| link.home_id == about.home && link.secret.proves(&session, &proof);
+            let Some(link) = self.links.find(&link).filter(is_its).filter(|link| !link.has_ended()) else {
+                let sentence = "the process is not there any more".to_owned();
+                return Ok(frame::write_to(&mut stream, &LinkReply::Refused(sentence))?);
+            };
+            let port = self.port_at(socket.local_addr()?.ip())?;
+            let way = link.ways.open();
+            let told = frame::write_to(&mut stream, &LinkReply::Resumed { port, way });
+            tracing::info!(home = link.home.name, way, "a link goes on over another connection");
+            if told.is_ok() {
+                self.follow(&link, way, &socket, &mut stream);
+            }
+            self.end_way(&link, way);
+            return Ok(told?);
+        }
+        let link = self.links.open(about, Duration::from_secs(patience.into()))?;
+        let begun = self.begin(&link, request, &socket, &mut stream);
+        if begun.is_ok() {
+            self.follow(&link, 0, &socket, &mut stream);
+        }
+        self.end_way(&link, 0);
+        begun
+    }
+
+    /// Waits until a connection of a link ends. Nothing more is said on it; but who ends it, a deputy or a host, ends
+    /// what came of it. If the network has lost it, there may be another for as long as the link's patience.
+    fn follow(&self, link: &Arc<Link>, way: u64, socket: &TcpStream, stream: &mut Stream) {
+        let ended = socket.set_read_timeout(None).and_then(|()| stream.receive(&mut [0], None));
+        tracing::debug!(home = link.home.name, way, ?ended, "a connection of a link has ended");
+        if ended.is_err_and(|error| is_loss(&error)) {
+            tracing::warn!(home = link.home.name, way, patience = ?link.ways.patience(), "a link is lost");
+            link.ways.wait_for_another(way);
+        }
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        link: &Arc<Link>,
+        request: LinkRequest,
+        socket: &TcpStream,
+        stream: &mut Stream,
+    ) -> Result<(), LinkError> {
         let port = self.port_at(socket.local_addr()?.ip())?;
         let asked = Asked::now();
         frame::write_to(stream, &LinkReply::Open { link: link.id, port, node: self.name.clone() })?;
@@ -340,10 +417,13 @@ impl Kernel {
         let take = |name| link.take(name).ok_or(LinkError::NotCome);
         match request {
             LinkRequest::Attach(request) => {
-                let RemoteAttach { attach, control, call } = *request;
+                let RemoteAttach { attach, control, call, .. } = *request;
                 let (control, call) = (take(&control)?, take(&call)?);
+                control.last();
+                call.last();
                 Ok(self.start_process(attach, control, call, Some(link.clone()))?)
             }
+            LinkRequest::Resume { .. } => Ok(()),
             LinkRequest::Receive { control, .. } => {
                 let control = take(&control)?;
                 let (kernel, its) = (self.clone(), link.clone());
@@ -357,15 +437,22 @@ impl Kernel {
         }
     }
 
-    fn end_link(&self, link: &Arc<Link>) {
-        link.has_ended.store(true, Ordering::SeqCst);
-        lock(&link.come).clear();
-        link.changed.notify_all();
-        lock(&self.links.0).open.remove(&link.id);
-        let is_its =
-            |process: &Arc<super::process::Process>| process.group.link().is_some_and(|other| Arc::ptr_eq(other, link));
-        for process in self.processes().into_iter().filter(is_its) {
-            process.begin_exit(Ending::Lost);
+    /// A connection of a link has ended, and no other has taken its place: ends the processes whose deputies have it, and
+    /// the link if it was the last.
+    fn end_way(&self, link: &Arc<Link>, way: u64) {
+        let is_last = link.ways.end(way);
+        if is_last {
+            link.has_ended.store(true, Ordering::SeqCst);
+            lock(&link.come).clear();
+            link.changed.notify_all();
+            lock(&self.links.0).open.remove(&link.id);
+        }
+        for process in self.processes() {
+            if process.group.link().is_some_and(|its| Arc::ptr_eq(its, link)) && (is_last || process.way() == Some(way))
+            {
+                process.begin_exit(Ending::Lost);
+                self.relay.look(&process);
+            }
         }
     }
 }

@@ -35,6 +35,7 @@ pub mod thread;
 pub mod time;
 pub mod timers;
 mod waiter;
+pub mod ways;
 
 use crate::futex::FutexTable;
 use crate::migration::target::arrival::Arrivals;

@@ -13,10 +13,12 @@ use crate::signal::set::{DefaultAction, FIRST_REALTIME, SignalSet, default_actio
 use crate::wire::control::{Ids, ProcessStatus, SigInfo, ToDeputy};
 use crate::wire::frame::{self, FrameError};
 pub use crate::wire::inquiry::StackPlaces;
+use crate::wire::lasting::Lasting;
 use crate::wire::link::LinkId;
 use crate::wire::stream::{Receiving, Sending, Stream};
 use crate::wire::usage::Usage;
 use std::collections::HashMap;
+use std::net::TcpStream;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -163,6 +165,15 @@ pub struct Control {
     receiving: Option<Receiving>,
 }
 
+impl Control {
+    fn to_home(&self) -> Option<Arc<Lasting<TcpStream>>> {
+        match &self.sending {
+            Sending::Local(_) => None,
+            Sending::Lasting(lasting) => Some(lasting.clone()),
+        }
+    }
+}
+
 impl From<Stream> for Control {
     fn from(stream: Stream) -> Self {
         let (sending, receiving) = stream.split();
@@ -212,6 +223,8 @@ pub struct Process {
     /// What it has used is told to the deputy when it ends.
     pub report: AtomicBool,
     control: Mutex<Control>,
+    /// The same where it goes to another host; somebody who sends may have the other locked for long.
+    to_home: Mutex<Option<Arc<Lasting<TcpStream>>>>,
     /// What it asks its deputy for on the control connection.
     pub remote: Remote,
     /// Cancellations that the deputy has not taken yet: at most one of each thread's call that waits.
@@ -259,6 +272,7 @@ impl Process {
         trace: bool,
         group: Arc<Group>,
     ) -> Arc<Self> {
+        let control = control.into();
         Arc::new(Self {
             kernel,
             pid,
@@ -272,7 +286,8 @@ impl Process {
             timers: Mutex::default(),
             trace,
             report: AtomicBool::new(false),
-            control: Mutex::new(control.into()),
+            to_home: Mutex::new(control.to_home()),
+            control: Mutex::new(control),
             remote: Remote::default(),
             unsent: Mutex::default(),
             threads: Mutex::default(),
@@ -331,7 +346,7 @@ impl Process {
     pub fn send_with(&self, message: &ToDeputy, descriptors: &[RawFd]) -> Result<(), FrameError> {
         match &mut lock(&self.control).sending {
             Sending::Local(stream) => frame::send(stream, message, descriptors),
-            Sending::Sealed(_) => Err(std::io::Error::from(std::io::ErrorKind::Unsupported).into()),
+            Sending::Lasting(_) => Err(std::io::Error::from(std::io::ErrorKind::Unsupported).into()),
         }
     }
 
@@ -373,13 +388,30 @@ impl Process {
         let control = &mut *lock(&self.control);
         match &control.sending {
             Sending::Local(stream) => Some(Receiving::Local(stream.clone())),
-            Sending::Sealed(_) => control.receiving.take(),
+            Sending::Lasting(_) => control.receiving.take(),
         }
+    }
+
+    /// Which of its link's connections its deputy has, if that is at another host.
+    pub fn way(&self) -> Option<u64> {
+        lock(&self.to_home).as_ref().map(|lasting| lasting.tag())
+    }
+
+    /// Its control connection, if that goes to another host.
+    pub fn to_home(&self) -> Option<Arc<Lasting<TcpStream>>> {
+        lock(&self.to_home).clone()
+    }
+
+    /// Whether its connection with home is lost, and may be made again.
+    pub fn has_lost_home(&self) -> bool {
+        lock(&self.to_home).as_ref().is_some_and(|lasting| lasting.is_lost())
     }
 
     /// Sets the control connection: the process has come from another node.
     pub fn set_control(&self, control: impl Into<Control>) {
-        *lock(&self.control) = control.into();
+        let control = control.into();
+        *lock(&self.to_home) = control.to_home();
+        *lock(&self.control) = control;
     }
 
     /// All threads.

@@ -3,12 +3,14 @@
 use super::process::{Ending, Process, Verdict};
 use super::{Kernel, lock};
 use crate::wire::control::{MAX_MESSAGE, ToNode};
+use crate::wire::lasting::Watcher;
 use crate::wire::stream::Receiving;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::Duration;
 
 /// Bytes read at once.
 const CHUNK: usize = 16 << 10;
@@ -69,6 +71,10 @@ impl Relay {
         epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
         process.set_relay_token(token);
         let keeps_some = stream.keeps_some();
+        if let Receiving::Lasting(lasting) = &stream {
+            let of = Arc::downgrade(process);
+            lasting.watch(Box::new(Follower { kernel: self.kernel.clone(), process: of, token }));
+        }
         let connection = Connection { process: process.clone(), stream, partial: Vec::new() };
         connections.open.insert(token, Arc::new(Mutex::new(connection)));
         drop(connections);
@@ -86,6 +92,11 @@ impl Relay {
             // If it is closed the relay's own thread finds it so.
             lock(&connection).receive();
         }
+    }
+
+    /// Looks whether the connection with the deputy of `process` has ended.
+    pub fn look(&self, process: &Process) {
+        self.serve(process.relay_token());
     }
 
     fn turn(&self) {
@@ -118,6 +129,61 @@ impl Relay {
             tracing::debug!(%error, "a connection was not listened to");
         }
         connection.process.begin_exit(Ending::Lost);
+    }
+}
+
+/// How long a deputy may take that has to make its connection again though its link is there: it hears of that at once,
+/// unless it is not there any more.
+const REPAIR: Duration = Duration::from_secs(3);
+
+/// Follows a connection that may go on over another socket.
+struct Follower {
+    kernel: Weak<Kernel>,
+    process: Weak<Process>,
+    token: u64,
+}
+
+impl Follower {
+    /// The relay, its place in it, and the process.
+    fn with<T>(&self, work: impl FnOnce(&Arc<Kernel>, &Epoll, &Arc<Process>) -> T) -> Option<T> {
+        let (kernel, process) = (self.kernel.upgrade()?, self.process.upgrade()?);
+        let epoll = kernel.relay.epoll.get()?;
+        Some(work(&kernel, epoll, &process))
+    }
+}
+
+impl Watcher for Follower {
+    fn is_lost(&self) {
+        self.with(|kernel, epoll, process| {
+            let Some(home) = process.to_home() else { return };
+            // It is gone by itself when the socket was closed already.
+            let _ = epoll.delete(home.socket());
+            let (kernel, process) = (kernel.clone(), process.clone());
+            let spawned = std::thread::Builder::new().name("repair".into()).stack_size(64 << 10).spawn(move || {
+                std::thread::sleep(REPAIR);
+                let is_there =
+                    process.group.link().zip(process.way()).is_some_and(|(link, way)| link.ways.is_there(way));
+                if home.is_lost() && is_there {
+                    home.end();
+                    kernel.relay.look(&process);
+                }
+            });
+            if let Err(error) = spawned {
+                tracing::warn!(%error, "no thread for a connection that is lost");
+            }
+        });
+    }
+
+    fn is_mended(&self) {
+        self.with(|kernel, epoll, process| {
+            let Some(home) = process.to_home() else { return };
+            match epoll.add(home.socket(), EpollEvent::new(EpollFlags::EPOLLIN, self.token)) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(error) => tracing::error!(%error, "a deputy's control connection"),
+            }
+            // What came with the last of the old one is told by no event.
+            kernel.relay.serve(self.token);
+        });
     }
 }
 

@@ -129,6 +129,12 @@ impl Process {
         self.group.link().is_some()
     }
 
+    /// Whether the connection with its home by which it came has ended.
+    pub fn has_lost_link(&self) -> bool {
+        let is_over = |way| self.group.link().is_some_and(|link| link.has_ended() || !link.ways.is_open(way));
+        self.way().is_some_and(is_over)
+    }
+
     /// The number of its home; 0 is this host.
     pub fn home(&self) -> u32 {
         self.group.home()

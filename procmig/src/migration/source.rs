@@ -105,6 +105,9 @@ pub enum MigrateError {
         #[source]
         source: Box<MigrateError>,
     },
+    /// The link with its home is lost.
+    #[error("process {0} cannot migrate: its home cannot be reached now")]
+    Apart(i32),
     /// The deputy does not answer.
     #[error("the deputy does not answer; is it stopped?")]
     Silent,
@@ -136,6 +139,9 @@ pub fn migrate(
         owed.wait_for_all(PATIENCE);
     }
     let space = check(kernel, &process)?;
+    if process.has_lost_home() {
+        return Err(MigrateError::Apart(order.pid));
+    }
     if order.host.is_some() {
         describe(&process, &space)?.leave_home().map_err(|error| bound(&process, error))?;
     }

@@ -24,8 +24,10 @@ pub type LinkId = [u8; 16];
 /// Names a connection of a link; no secret.
 pub type ConnectionId = [u8; 16];
 
-/// What the first record of a connection holds.
-pub const GREETING: &[u8] = b"skein connection";
+/// Most bytes of the first record of a connection, which holds a [`Greeting`].
+pub const MAX_GREETING: usize = 64;
+/// What it begins with.
+const GREETING: [u8; 16] = *b"skein connection";
 /// Bytes of a connection before its first record.
 pub const PREFIX: usize = 32;
 
@@ -34,6 +36,15 @@ pub const PREFIX: usize = 32;
 pub enum LinkRequest {
     /// A program is to start.
     Attach(Box<RemoteAttach>),
+    /// A link that was lost is to go on with this connection.
+    Resume {
+        /// [`VERSION`](super::control::VERSION)
+        version: u32,
+        /// The link.
+        link: LinkId,
+        /// Shows that the asker knows its secret: [`LinkSecret::proof`] of this connection's.
+        proof: [u8; 32],
+    },
     /// A process of the deputy's is to arrive from another node.
     Receive {
         /// [`VERSION`](super::control::VERSION)
@@ -41,6 +52,8 @@ pub enum LinkRequest {
         /// Names the control connection, which the deputy opens when it has the reply, and on which it
         /// [adopts](super::control::NodeRequest::Adopt) the process.
         control: ConnectionId,
+        /// As [`RemoteAttach::patience`].
+        patience: u32,
     },
 }
 
@@ -53,6 +66,8 @@ pub struct RemoteAttach {
     pub control: ConnectionId,
     /// Names the first thread's call connection.
     pub call: ConnectionId,
+    /// For how many seconds a lost link is waited for.
+    pub patience: u32,
 }
 
 /// The node's answer.
@@ -68,6 +83,13 @@ pub enum LinkReply {
         port: u16,
         /// The node's name.
         node: String,
+    },
+    /// To [`LinkRequest::Resume`].
+    Resumed {
+        /// TCP port, as in [`Open`](Self::Open).
+        port: u16,
+        /// Which of the link's connections this is: the first was 0.
+        way: u64,
     },
     /// To tell again what the clocks show: the shorter an answer takes the better they are known.
     Clocks,
@@ -126,6 +148,19 @@ impl LinkSecret {
         Self { cipher: from_home.cipher, secret }
     }
 
+    /// What nobody can know who does not know this secret, of the session that another one is from.
+    pub fn proof(&self, session: &Self) -> [u8; 32] {
+        let mut proof = [0; 32];
+        derive(b"skein resume", &self.secret, &[&session.secret], &mut proof);
+        proof
+    }
+
+    /// Whether this is that.
+    pub fn proves(&self, session: &Self, proof: &[u8; 32]) -> bool {
+        // In a time that does not tell how much is right.
+        self.proof(session).iter().zip(proof).fold(0, |wrong, (right, given)| wrong | (right ^ given)) == 0
+    }
+
     /// The keys of a connection, for `side`.
     pub fn keys(&self, connection: &ConnectionId, side: Side) -> StreamKeys {
         let direction = |whose: &[u8]| {
@@ -145,13 +180,41 @@ impl LinkSecret {
     }
 }
 
+/// What a connection begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Greeting {
+    magic: [u8; 16],
+    /// To which of the link's connections it belongs.
+    pub way: u64,
+    /// The connection that it goes on with, if that has lost its socket, and how many bytes had come over it.
+    pub resumes: Option<(ConnectionId, u64)>,
+}
+
+impl Greeting {
+    /// With this.
+    pub fn new(way: u64, resumes: Option<(ConnectionId, u64)>) -> Self {
+        Self { magic: GREETING, way, resumes }
+    }
+
+    /// What a record holds, if it is one.
+    pub fn read(record: &[u8]) -> Option<Self> {
+        let (greeting, rest) = postcard::take_from_bytes::<Self>(record).ok()?;
+        (greeting.magic == GREETING && rest.is_empty()).then_some(greeting)
+    }
+}
+
 /// The first bytes of a connection, to be sent in one write, made with the sealer that goes on with it.
 ///
 /// # Errors
 /// If it has sealed too much already.
-pub fn opening(link: &LinkId, connection: &ConnectionId, sealer: &mut Sealer) -> io::Result<Vec<u8>> {
+pub fn opening(
+    link: &LinkId,
+    connection: &ConnectionId,
+    sealer: &mut Sealer,
+    greeting: &Greeting,
+) -> io::Result<Vec<u8>> {
     let mut bytes = [&link[..], connection].concat();
-    sealer.seal_to(GREETING, &mut bytes)?;
+    sealer.seal_to(&postcard::to_stdvec(greeting).map_err(io::Error::other)?, &mut bytes)?;
     Ok(bytes)
 }
 
@@ -196,14 +259,15 @@ mod tests {
         assert_ne!(here.send.key, here.receive.key);
         assert_ne!(here.send.key, home.keys(&[8; 16], Side::Home).send.key);
         let mut sealer = Sealer::new(here.send).unwrap();
-        let bytes = opening(&[5; 16], &[7; 16], &mut sealer).unwrap();
+        let said = Greeting::new(u64::MAX, Some(([6; 16], u64::MAX)));
+        let bytes = opening(&[5; 16], &[7; 16], &mut sealer, &said).unwrap();
         assert_eq!(bytes[..PREFIX], [[5; 16], [7; 16]].concat());
         let open = |keys: StreamKeys| {
-            let mut greeting = [0; GREETING.len() + 1];
+            let mut greeting = [0; MAX_GREETING];
             let count = Opener::new(keys.receive).unwrap().receive(&mut &bytes[PREFIX..], &mut greeting)?;
             Ok::<_, io::Error>(greeting[..count].to_vec())
         };
-        assert_eq!(open(there).unwrap(), GREETING);
+        assert_eq!(Greeting::read(&open(there).unwrap()), Some(said));
         assert!(open(node.keys(&[8; 16], Side::Node)).is_err());
         assert!(open(LinkSecret::new(&session().0, Side::Node).keys(&[7; 16], Side::Node)).is_err());
     }

@@ -6,7 +6,7 @@
 //! not an answer: signals that reached the deputy, cancellations, trace lines.
 //!
 //! A guest of another host has a [link](link) with its home, and its connections are sealed TCP instead
-//! ([`stream`]); these pass no descriptors.
+//! ([`stream`]); these pass no descriptors, and can go on over another socket when theirs is lost ([`lasting`]).
 //!
 //! All of it is read as hostile input: lengths are capped before anything is allocated.
 
@@ -17,6 +17,7 @@ pub mod control;
 pub mod file_kind;
 pub mod frame;
 pub mod inquiry;
+pub mod lasting;
 pub mod link;
 pub mod op;
 pub mod sealed;

@@ -25,6 +25,12 @@ const TAG: usize = 16;
 const MAX_CIPHERTEXT: usize = MAX_RECORD + 256;
 const ALERT: u8 = 21;
 const APPLICATION_DATA: u8 = 23;
+/// Data, and behind them how many bytes of the other direction have come; of ours, TLS has no such kind.
+const COUNTED_DATA: u8 = 128;
+/// Bytes of that number.
+const COUNT: usize = 8;
+/// Most bytes of a record that also tells how many have been received.
+const MAX_COUNTED: usize = MAX_RECORD - COUNT;
 /// Records that are sealed before they are written together.
 const AT_ONCE: usize = 4;
 
@@ -191,6 +197,34 @@ impl Sealer {
         Ok(())
     }
 
+    /// As [`send`](Self::send), and tells how many bytes have been received; which may be all that is sent.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn send_counted(&mut self, socket: &mut impl Write, bytes: &[u8], received: u64) -> io::Result<()> {
+        let mut rest = bytes;
+        loop {
+            self.buffer.clear();
+            for _ in 0..AT_ONCE {
+                let (content, behind) = rest.split_at(rest.len().min(MAX_COUNTED));
+                self.seal_with(content, &received.to_le_bytes(), COUNTED_DATA)?;
+                rest = behind;
+                if rest.is_empty() {
+                    return socket.write_all(&self.buffer);
+                }
+            }
+            socket.write_all(&self.buffer)?;
+        }
+    }
+
+    /// As [`seal_to`](Self::seal_to), and tells how many bytes have been received.
+    ///
+    /// # Errors
+    /// If there were too many records.
+    pub fn seal_counted_to(&mut self, bytes: &[u8], received: u64, to: &mut Vec<u8>) -> io::Result<()> {
+        self.send_counted(to, bytes, received)
+    }
+
     /// Tells the peer that nothing follows, which it can tell from a connection that was cut.
     ///
     /// # Errors
@@ -202,12 +236,17 @@ impl Sealer {
     }
 
     fn seal(&mut self, content: &[u8], kind: u8) -> io::Result<()> {
-        let length = content.len() + 1 + TAG;
+        self.seal_with(content, &[], kind)
+    }
+
+    fn seal_with(&mut self, content: &[u8], behind: &[u8], kind: u8) -> io::Result<()> {
+        let length = content.len() + behind.len() + 1 + TAG;
         let [high, low] = u16::try_from(length).expect("a record is short").to_be_bytes();
         let header = [APPLICATION_DATA, 3, 3, high, low];
         self.buffer.extend_from_slice(&header);
         let from = self.buffer.len();
         self.buffer.extend_from_slice(content);
+        self.buffer.extend_from_slice(behind);
         self.buffer.push(kind);
         let nonce = self.direction.nonce()?;
         let tag = (self.direction.key)
@@ -227,6 +266,12 @@ pub struct Opener {
     ready: std::ops::Range<usize>,
     raw: std::ops::Range<usize>,
     ended: bool,
+    /// Bytes that were opened.
+    received: u64,
+    /// How many bytes the peer has last said that it has received.
+    confirmed: u64,
+    /// What was opened before, by the opener of another socket.
+    earlier: std::collections::VecDeque<u8>,
 }
 
 fn bad(why: &'static str) -> io::Error {
@@ -241,7 +286,34 @@ impl Opener {
     pub fn new(keys: DirectionKeys) -> Result<Self, BadKeys> {
         let direction = Direction::new(keys)?;
         let buffer = vec![0; AT_ONCE * (HEADER + MAX_CIPHERTEXT)];
-        Ok(Self { direction, buffer, ready: 0..0, raw: 0..0, ended: false })
+        Ok(Self {
+            direction,
+            buffer,
+            ready: 0..0,
+            raw: 0..0,
+            ended: false,
+            received: 0,
+            confirmed: 0,
+            earlier: Default::default(),
+        })
+    }
+
+    /// Goes on where `old` ends, which was over another socket: what that has opened comes first.
+    pub fn go_on_after(&mut self, old: &mut Self) {
+        self.earlier.extend(old.earlier.drain(..));
+        self.earlier.extend(&old.buffer[old.ready.clone()]);
+        old.ready = 0..0;
+        self.received += old.received;
+    }
+
+    /// What was received until now is not counted.
+    pub fn count_from_here(&mut self) {
+        (self.received, self.confirmed) = (self.ready.len() as u64, 0);
+    }
+
+    /// How many bytes were opened, and how many the peer has said that it has.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.received, self.confirmed)
     }
 
     /// Receives some bytes; none if the peer has said that nothing follows.
@@ -263,6 +335,9 @@ impl Opener {
     /// # Errors
     /// As [`receive`](Self::receive), and [`io::ErrorKind::Interrupted`] and [`io::ErrorKind::WouldBlock`].
     pub fn receive_once(&mut self, socket: &mut impl Read, bytes: &mut [u8]) -> io::Result<usize> {
+        if !self.earlier.is_empty() {
+            return self.earlier.read(bytes);
+        }
         while self.ready.is_empty() && !self.ended && !bytes.is_empty() {
             self.open_next(socket)?;
         }
@@ -273,9 +348,22 @@ impl Opener {
         Ok(count)
     }
 
+    /// Opens a record, which may hold nothing; `false` if the peer has said that nothing follows.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    pub fn open_one(&mut self, socket: &mut impl Read) -> io::Result<bool> {
+        loop {
+            match self.open_next(socket) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                opened => return opened.map(|()| !self.ended),
+            }
+        }
+    }
+
     /// Whether bytes wait here that a `poll` of the socket does not tell of.
     pub fn has_more(&self) -> bool {
-        !self.ready.is_empty() || self.whole_record().is_ok_and(|record| record.is_some())
+        !self.earlier.is_empty() || !self.ready.is_empty() || self.whole_record().is_ok_and(|record| record.is_some())
     }
 
     /// Length of the record that begins what is not opened, if all of it is here.
@@ -315,10 +403,16 @@ impl Opener {
         };
         match (content[last], &content[..last]) {
             (APPLICATION_DATA, _) => self.ready = start + HEADER..start + HEADER + last,
+            (COUNTED_DATA, [.., _, _, _, _, _, _, _, _]) => {
+                let (data, count) = content[..last].split_at(last - COUNT);
+                self.confirmed = u64::from_le_bytes(std::array::from_fn(|k| count[k]));
+                self.ready = start + HEADER..start + HEADER + data.len();
+            }
             (ALERT, [_, 0]) => self.ended = true,
             (ALERT, _) => return Err(bad("the peer has ended the encrypted connection with an error")),
             _ => return Err(bad("a record of a kind that does not belong here")),
         }
+        self.received += self.ready.len() as u64;
         Ok(())
     }
 }

@@ -1,7 +1,8 @@
 //! A connection between a node and a deputy, of which there are two kinds: a Unix stream on the same host, which may
-//! pass descriptors, and sealed TCP between hosts, which may not.
+//! pass descriptors, and sealed TCP between hosts, which may not, and which may outlast its socket.
 
 use super::frame::{self, FrameError};
+use super::lasting::{Lasting, Transport};
 use super::sealed::{BadKeys, Opener, SealedStream, Sealer, StreamKeys};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send, setsockopt, sockopt};
@@ -39,6 +40,22 @@ pub enum Stream {
     Local(UnixStream),
     /// With another host.
     Sealed(Box<Sealed>),
+    /// With a deputy at another host.
+    Lasting(Arc<Lasting<TcpStream>>),
+}
+
+impl Transport for TcpStream {
+    fn receive(&self, room: &mut [u8], now: bool) -> io::Result<usize> {
+        Ok(recv(self.as_raw_fd(), room, flags(now))?)
+    }
+
+    fn send(&self, bytes: &[u8], now: bool) -> io::Result<usize> {
+        Ok(send(self.as_raw_fd(), bytes, flags(now) | MsgFlags::MSG_NOSIGNAL)?)
+    }
+}
+
+fn flags(now: bool) -> MsgFlags {
+    if now { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() }
 }
 
 /// Sealed TCP.
@@ -76,6 +93,12 @@ impl From<UnixStream> for Stream {
     }
 }
 
+impl From<Arc<Lasting<TcpStream>>> for Stream {
+    fn from(lasting: Arc<Lasting<TcpStream>>) -> Self {
+        Self::Lasting(lasting)
+    }
+}
+
 impl From<Sealed> for Stream {
     fn from(sealed: Sealed) -> Self {
         Self::Sealed(Box::new(sealed))
@@ -91,6 +114,7 @@ impl Stream {
         let stream = match self {
             Self::Local(stream) => stream,
             Self::Sealed(sealed) => return sealed.sealer.send(&mut sealed.socket, bytes),
+            Self::Lasting(lasting) => return lasting.send(bytes),
         };
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -113,12 +137,20 @@ impl Stream {
             (Self::Local(stream), Some(descriptors)) => frame::receive_with_descriptors_once(stream, room, descriptors),
             (Self::Local(stream), None) => stream.read(room),
             (Self::Sealed(sealed), _) => sealed.opener.receive_once(&mut sealed.socket, room),
+            (Self::Lasting(lasting), _) => lasting.receive(room, false),
         }
     }
 
     /// Whether it goes to another host.
     pub fn is_sealed(&self) -> bool {
-        matches!(self, Self::Sealed(_))
+        !matches!(self, Self::Local(_))
+    }
+
+    /// From now on another socket is waited for when this one is lost, if it is of a kind for which one may come.
+    pub fn last(&self) {
+        if let Self::Lasting(lasting) = self {
+            lasting.last();
+        }
     }
 
     /// Sends a message as a [frame](frame), with descriptors, which only a stream on the same host takes along.
@@ -136,7 +168,7 @@ impl Stream {
     pub fn send_frame(&mut self, bytes: &[u8], descriptors: &[RawFd]) -> Result<(), FrameError> {
         let sent = match self {
             Self::Local(stream) if !descriptors.is_empty() => frame::send_with_descriptors(stream, bytes, descriptors)?,
-            Self::Sealed(_) if !descriptors.is_empty() => {
+            Self::Sealed(_) | Self::Lasting(_) if !descriptors.is_empty() => {
                 return Err(io::Error::from(io::ErrorKind::Unsupported).into());
             }
             _ => 0,
@@ -151,7 +183,7 @@ impl Stream {
     pub fn receive_message<T: DeserializeOwned>(&mut self, cap: usize) -> Result<(T, Vec<OwnedFd>), FrameError> {
         match self {
             Self::Local(stream) => frame::receive(stream, cap),
-            Self::Sealed(_) => Ok((frame::read_from(self, cap)?, Vec::new())),
+            Self::Sealed(_) | Self::Lasting(_) => Ok((frame::read_from(self, cap)?, Vec::new())),
         }
     }
 
@@ -169,6 +201,10 @@ impl Stream {
                 sealed.socket.set_read_timeout(patience)?;
                 sealed.socket.set_write_timeout(patience)
             }
+            Self::Lasting(lasting) => {
+                lasting.socket().set_read_timeout(patience)?;
+                lasting.socket().set_write_timeout(patience)
+            }
         }
     }
 
@@ -181,10 +217,9 @@ impl Stream {
             }
             Self::Sealed(sealed) => {
                 let Sealed { socket, sealer, opener } = *sealed;
-                let socket = Arc::new(socket);
-                let sending = SealedSending { socket: socket.clone(), sealer, backlog: Vec::new() };
-                (Sending::Sealed(Box::new(sending)), Receiving::Sealed { socket, opener: Box::new(opener) })
+                Self::Lasting(Arc::new(Lasting::new(socket, sealer, opener, 0, false))).split()
             }
+            Self::Lasting(lasting) => (Sending::Lasting(lasting.clone()), Receiving::Lasting(lasting)),
         }
     }
 }
@@ -194,6 +229,7 @@ impl AsFd for Stream {
         match self {
             Self::Local(stream) => stream.as_fd(),
             Self::Sealed(sealed) => sealed.socket.as_fd(),
+            Self::Lasting(lasting) => lasting.socket().as_fd(),
         }
     }
 }
@@ -221,16 +257,7 @@ pub enum Sending {
     /// On the same host.
     Local(Arc<UnixStream>),
     /// With another host.
-    Sealed(Box<SealedSending>),
-}
-
-/// The sending half of sealed TCP.
-#[derive(Debug)]
-pub struct SealedSending {
-    socket: Arc<TcpStream>,
-    sealer: Sealer,
-    /// Sealed bytes that are to be sent before any others.
-    backlog: Vec<u8>,
+    Lasting(Arc<Lasting<TcpStream>>),
 }
 
 impl From<Arc<UnixStream>> for Sending {
@@ -247,13 +274,7 @@ impl Sending {
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::Local(stream) => (&**stream).write_all(bytes),
-            Self::Sealed(sealed) => {
-                let SealedSending { socket, sealer, backlog } = &mut **sealed;
-                sealer.seal_to(bytes, backlog)?;
-                let sent = (&**socket).write_all(backlog);
-                backlog.clear();
-                sent
-            }
+            Self::Lasting(lasting) => lasting.send(bytes),
         }
     }
 
@@ -262,35 +283,14 @@ impl Sending {
     /// # Errors
     /// If the connection fails.
     pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<bool> {
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         let must_wait = |errno| matches!(errno, Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS | Errno::ENOMEM);
         match self {
             // So few bytes go whole or not at all.
-            Self::Local(stream) => match send(stream.as_raw_fd(), bytes, flags) {
+            Self::Local(stream) => match send(stream.as_raw_fd(), bytes, flags(true) | MsgFlags::MSG_NOSIGNAL) {
                 Err(errno) if must_wait(errno) => Ok(false),
                 other => other.map(|_| true).map_err(io::Error::from),
             },
-            Self::Sealed(sealed) => {
-                let SealedSending { socket, sealer, backlog } = &mut **sealed;
-                // Part of a record may have gone: the rest is kept, and goes first.
-                let put = |backlog: &mut Vec<u8>| match send(socket.as_raw_fd(), backlog, flags) {
-                    Ok(sent) => {
-                        backlog.drain(..sent);
-                        Ok(())
-                    }
-                    Err(errno) if must_wait(errno) => Ok(()),
-                    Err(errno) => Err(io::Error::from(errno)),
-                };
-                if !backlog.is_empty() {
-                    put(backlog)?;
-                }
-                if !backlog.is_empty() {
-                    return Ok(false);
-                }
-                sealer.seal_to(bytes, backlog)?;
-                put(backlog)?;
-                Ok(true)
-            }
+            Self::Lasting(lasting) => lasting.try_send(bytes),
         }
     }
 }
@@ -301,21 +301,7 @@ pub enum Receiving {
     /// On the same host.
     Local(Arc<UnixStream>),
     /// With another host.
-    Sealed {
-        /// The socket.
-        socket: Arc<TcpStream>,
-        /// What opens.
-        opener: Box<Opener>,
-    },
-}
-
-/// A socket that is read without waiting.
-struct Now<'a>(&'a TcpStream);
-
-impl Read for Now<'_> {
-    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        Ok(recv(self.0.as_raw_fd(), room, MsgFlags::MSG_DONTWAIT)?)
-    }
+    Lasting(Arc<Lasting<TcpStream>>),
 }
 
 impl Receiving {
@@ -325,14 +311,14 @@ impl Receiving {
     /// If the connection fails, and [`io::ErrorKind::WouldBlock`].
     pub fn receive_now(&mut self, room: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Local(stream) => Ok(recv(stream.as_raw_fd(), room, MsgFlags::MSG_DONTWAIT)?),
-            Self::Sealed { socket, opener } => opener.receive_once(&mut Now(socket), room),
+            Self::Local(stream) => Ok(recv(stream.as_raw_fd(), room, flags(true))?),
+            Self::Lasting(lasting) => lasting.receive(room, true),
         }
     }
 
     /// Whether something may be here that a `poll` does not tell of.
     pub fn keeps_some(&self) -> bool {
-        matches!(self, Self::Sealed { opener, .. } if opener.has_more())
+        matches!(self, Self::Lasting(lasting) if lasting.has_more())
     }
 }
 
@@ -340,7 +326,7 @@ impl AsFd for Receiving {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Local(stream) => stream.as_fd(),
-            Self::Sealed { socket, .. } => socket.as_fd(),
+            Self::Lasting(lasting) => lasting.socket().as_fd(),
         }
     }
 }

@@ -115,6 +115,7 @@ impl Deputy {
                     attach,
                     trace,
                     finder: None,
+                    home_timeout: 0,
                     reporter: None,
                 });
                 eprintln!("{error:?}");

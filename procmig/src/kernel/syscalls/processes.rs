@@ -175,6 +175,7 @@ fn connections<const N: usize>(guest: &GuestThread, reply: OpReply) -> Option<[S
             names.iter().take(N).map(|name| link.take(name)).collect::<Option<_>>()?
         }
     };
+    streams.iter().for_each(Stream::last);
     streams.try_into().ok()
 }
 
@@ -300,7 +301,7 @@ fn fork_process(
     );
     child.inherit_lent(parent);
     guest.kernel().enter(&child)?;
-    if child.group.link().is_some_and(|link| link.has_ended()) {
+    if child.has_lost_link() {
         child.begin_exit(Ending::Lost);
     }
     if let Err(error) = guest.kernel().relay.add(&child) {

@@ -106,6 +106,7 @@ impl Arrival {
         let mut channel = |tid, seq| {
             let stream = calls.remove(&tid).ok_or(ReceiveError::Wrong("a thread has no connection"))?;
             stream.set_patience(None)?;
+            stream.last();
             let mut channel = CallChannel::over(stream);
             channel.continue_from(seq);
             Ok::<_, ReceiveError>(channel)
@@ -142,6 +143,7 @@ impl Arrival {
 
     /// Runs the process: it is this node's from now on.
     pub fn run(mut self, control: Stream) {
+        control.last();
         self.process.set_control(control);
         // It is this node's, whatever happens here.
         let _ = faults::at(Step::TargetRun);

@@ -279,7 +279,7 @@ unsafe fn read_places(stream: &mut Stream, places: &mut [libc::iovec]) -> io::Re
                 // SAFETY: as the caller promises.
                 Errno::result(unsafe { libc::readv(stream.as_raw_fd(), rest.as_ptr(), count) }).map_err(io::Error::from)
             }
-            Stream::Sealed(_) => {
+            Stream::Sealed(_) | Stream::Lasting(_) => {
                 // SAFETY: as the caller promises; frames have no padding or invalid values.
                 let room = unsafe { std::slice::from_raw_parts_mut(first.iov_base.cast::<u8>(), first.iov_len) };
                 stream.receive(room, None).map(|got| got as isize)
