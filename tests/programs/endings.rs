@@ -71,6 +71,36 @@ try:
     while True: os.dup(0); n += 1
 except OSError as e: print(n, errno.errorcode[e.errno])
 ");
+    numbers_of_files_are_the_lowest_free: python("
+import os, resource, socket, errno
+os.closerange(3, 100)
+resource.setrlimit(resource.RLIMIT_NOFILE, (20, 40))
+free = [n for n in range(20) if n > 2]
+for i in range(2000):
+    got = [os.open('/dev/null', os.O_RDONLY), *os.pipe(), os.dup(0), *(s.detach() for s in socket.socketpair())]
+    assert got == free[:6], (i, got)
+    os.close(got[2])
+    assert os.open('/etc/passwd', os.O_RDONLY) == got[2]
+    more = 6
+    try:
+        while True: more += os.open('/dev/null', os.O_RDONLY) > 0
+    except OSError as e: assert e.errno == errno.EMFILE
+    assert more == len(free), (i, more)
+    os.closerange(3, 20)
+print(resource.getrlimit(resource.RLIMIT_NOFILE))
+");
+    a_hard_limit_of_files_is_one: python("
+import os, resource, subprocess
+def to(soft, hard):
+    try: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    except (ValueError, OSError) as e: print(type(e).__name__, e)
+    print(resource.getrlimit(resource.RLIMIT_NOFILE), flush=True)
+to(40, 60); to(60, 60); to(61, 60); to(50, 70)
+print(subprocess.run(['sh', '-c', 'ulimit -Sn; ulimit -Hn; ulimit -n 55; ulimit -Hn'], capture_output=True).stdout)
+os.setuid(65534)
+to(30, 70); to(30, 71); to(30, 50); to(30, 51); to(50, 50)
+print(subprocess.run(['sh', '-c', 'ulimit -Sn; ulimit -Hn'], capture_output=True).stdout)
+");
     a_file_size_limit_sends_sigxfsz: bash("exec 2>/dev/null; ulimit -f 1; head -c 5000 /dev/zero > f; echo $?; wc -c < f");
     a_cpu_limit_kills: dash("ulimit -S -t 1; exec mawk 'BEGIN { while (1) x++ }'").signal(24);
     an_address_space_limit_is_enomem: python("

@@ -2,7 +2,6 @@
 
 use super::descriptors::{self, Own};
 use super::kernel;
-use super::threads::lock;
 use crate::wire::frame::{self, FrameError};
 use crate::wire::lasting::{Lasting, Transport};
 use nix::errno::Errno;
@@ -56,6 +55,10 @@ impl Transport for Own {
 
     fn send(&self, bytes: &[u8], now: bool) -> io::Result<usize> {
         Raw(self.as_raw_fd()).send(bytes, flags(now))
+    }
+
+    fn replace(&self, by: &impl AsRawFd) -> io::Result<()> {
+        self.become_like(by)
     }
 }
 
@@ -271,11 +274,11 @@ pub(super) fn await_events(fd: RawFd, events: libc::c_short, end: Instant) -> io
 /// Receives some bytes with descriptors, which become the deputy's own before the guest can see them.
 pub(super) fn receive(stream: &UnixStream, room: &mut [u8], passed: &mut Vec<Own>) -> io::Result<usize> {
     await_events(stream.as_raw_fd(), libc::POLLIN, usual())?;
-    let _making = lock(&descriptors::MAKING);
+    let making = descriptors::making();
     let mut new = Vec::new();
     let got = frame::receive_with_descriptors(stream, room, &mut new)?;
     for descriptor in new {
-        passed.push(Own::new(descriptor)?);
+        passed.push(Own::new(descriptor, &making)?);
     }
     if got == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(got) }
 }

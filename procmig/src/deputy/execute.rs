@@ -8,7 +8,7 @@
 use super::buffer::ReplyBuffer;
 use super::messages::Messages;
 use super::threads::Thread;
-use super::{descriptors, kernel, listing, signals};
+use super::{descriptors, kernel, listing, numbers, signals};
 use crate::calls::marshal::{self, ABSENT, cut_lengths, length_by_arguments, length_by_word};
 use crate::calls::{self, Back, Form, Len, Row, Shape};
 use nix::errno::Errno;
@@ -239,7 +239,7 @@ fn prepare_and_call(
     thread.enter(seq);
     // SAFETY: every argument that the kernel takes for a pointer is NULL, points to nothing, or to a
     // buffer of the length that the kernel computes from the other arguments (`check_lengths`).
-    let mut ret = unsafe { kernel::call(row.nr, args) };
+    let mut ret = unsafe { numbers::call(row.nr, args) };
     thread.leave(seq);
     if ret > 0 && matches!(i64::from(row.nr), libc::SYS_getdents | libc::SYS_getdents64) {
         ret = hide_own(row.nr, &args, ret, slots[1], &mut memory);

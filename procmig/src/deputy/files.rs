@@ -1,6 +1,7 @@
 //! Files that the node asks for: programs, files to map, files of its own content.
 
-use super::{descriptors, home_proc, kernel, lent};
+use super::descriptors::{self, Making};
+use super::{home_proc, kernel, lent};
 use crate::wire::file_kind::{self, Kind};
 use crate::wire::op::{FileIdentity, LentFile, MAX_FILE, ProgramFile};
 use nix::errno::Errno;
@@ -101,9 +102,8 @@ pub(super) fn map_file(fd: i32, write: bool) -> Result<FileIdentity, Errno> {
     Ok(identity)
 }
 
-/// As [`map_file`], but for a node of another host: lends the file too, if it is a regular one. Call it with
-/// [`MAKING`](descriptors::MAKING) locked.
-pub(super) fn lend(fd: i32, write: bool) -> Result<(FileIdentity, Option<LentFile>), Errno> {
+/// As [`map_file`], but for a node of another host: lends the file too, if it is a regular one.
+pub(super) fn lend(fd: i32, write: bool, making: &Making) -> Result<(FileIdentity, Option<LentFile>), Errno> {
     let identity = map_file(fd, write)?;
     if identity.mode & libc::S_IFMT != libc::S_IFREG {
         return Ok((identity, None));
@@ -113,7 +113,7 @@ pub(super) fn lend(fd: i32, write: bool) -> Result<(FileIdentity, Option<LentFil
         return Err(Errno::ENODEV);
     }
     let path = home_proc::path_of(fd)?;
-    let lent = lent::lend(identity, path, Vec::new(), || home_proc::reopen(&fd).or_else(|_| copy(fd)))?;
+    let lent = lent::lend(identity, path, Vec::new(), making, || home_proc::reopen(&fd).or_else(|_| copy(fd)))?;
     Ok((identity, Some(lent)))
 }
 
@@ -143,7 +143,7 @@ pub(super) fn memory_file(mut name: Vec<u8>, content: &[u8], close_on_exec: bool
     name.truncate(MEMORY_NAME);
     name.retain(|&byte| byte != 0);
     let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
-    let _making = super::threads::lock(&descriptors::MAKING);
+    let _making = descriptors::making();
     // SAFETY: `name` ends with a NUL; the new descriptor is nobody else's.
     let mut file = unsafe {
         let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
@@ -167,7 +167,7 @@ pub(super) fn read_file(path: Vec<u8>, limit: u32) -> Result<Vec<u8>, Errno> {
     let path = std::ffi::OsString::from_vec(path);
     let mut content = Vec::new();
     // A child of a fork in another thread must not inherit the file.
-    let _making = super::threads::lock(&descriptors::MAKING);
+    let _making = descriptors::making();
     // What blocks or takes a terminal when it is opened is no regular file.
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(errno)?;

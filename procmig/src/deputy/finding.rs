@@ -3,7 +3,7 @@
 
 use super::connection::{self, Connection};
 use super::control::{NAME, STACK};
-use super::descriptors::{self, MAKING, Own};
+use super::descriptors::{self, Own};
 use super::link::{self, Link, PATIENCE};
 use super::moving::MoveError;
 use super::signals;
@@ -111,9 +111,7 @@ impl Search {
     /// # Errors
     /// If there are no descriptors or threads left.
     pub(super) fn start(epoch: u32, host: Option<HostId>, node: String, threads: u32) -> io::Result<Self> {
-        let making = lock(&MAKING);
-        let (done, doing) = descriptors::socketpair()?;
-        drop(making);
+        let (done, doing) = descriptors::socketpair(&descriptors::making())?;
         let result = Arc::new(Mutex::new(None));
         let place = result.clone();
         let mask = signals::set_mask(u64::MAX);
@@ -197,9 +195,7 @@ fn exchange(
 ) -> Result<(Answer, Vec<u8>), MoveError> {
     let end = Instant::now() + patience;
     let question = finder.question(host, node).map_err(MoveError::Refused)?;
-    let making = lock(&MAKING);
-    let lease = Own::new(UnixStream::connect(finder.socket())?.into())?;
-    drop(making);
+    let lease = Own::make(&descriptors::making(), || UnixStream::connect(finder.socket()))?;
     // SAFETY: the number is the deputy's own, and is not closed here.
     let stream = ManuallyDrop::new(unsafe { UnixStream::from_raw_fd(lease.as_raw_fd()) });
     let patience = Some(patience);

@@ -1,6 +1,6 @@
 //! Home's `/proc`, held open from the start: the guest may change its root to where there is none.
 
-use super::descriptors::Own;
+use super::descriptors::{Making, Own};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, readlinkat};
@@ -14,14 +14,14 @@ use std::sync::atomic::{AtomicI32, Ordering};
 /// The directory; -1 where there is none.
 static PROC: AtomicI32 = AtomicI32::new(-1);
 
-/// Opens it. Call it with [`MAKING`](super::descriptors::MAKING) locked.
+/// Opens it.
 ///
 /// # Errors
 /// If there is no descriptor left. That there is no `/proc` is none.
-pub(super) fn start() -> io::Result<()> {
+pub(super) fn start(making: &Making) -> io::Result<()> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     if let Ok(directory) = nix::fcntl::open("/proc", flags, Mode::empty()) {
-        PROC.store(Own::new(directory)?.leak(), Ordering::Relaxed);
+        PROC.store(Own::new(directory, making)?.leak(), Ordering::Relaxed);
     }
     Ok(())
 }

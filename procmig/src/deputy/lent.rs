@@ -3,7 +3,7 @@
 //! They are opened anew. To close one would be to give up what locks (`fcntl`) the process has on the file, so
 //! those that are given back are closed only when there are many.
 
-use super::descriptors::Own;
+use super::descriptors::{Making, Own};
 use super::threads::lock;
 use crate::wire::bytes::Bytes;
 use crate::wire::control::MAX_READ;
@@ -32,8 +32,7 @@ pub(super) struct Files {
     files: Option<HashMap<u32, Lent>>,
 }
 
-/// Lends a file; `open` opens it, unless it is lent already. Call it with
-/// [`MAKING`](super::descriptors::MAKING) locked.
+/// Lends a file; `open` opens it, unless it is lent already.
 ///
 /// # Errors
 /// `ENFILE`, and those of `open`.
@@ -41,10 +40,11 @@ pub(super) fn lend(
     identity: FileIdentity,
     path: Vec<u8>,
     head: Vec<u8>,
+    making: &Making,
     open: impl FnOnce() -> Result<OwnedFd, Errno>,
 ) -> Result<LentFile, Errno> {
     let is_fresh = identity.is_fresh();
-    let file = lock(&LENT).lend(identity, is_fresh, || Own::new(open()?).map_err(|_| Errno::EMFILE))?;
+    let file = lock(&LENT).lend(identity, is_fresh, || Own::new(open()?, making).map_err(|_| Errno::EMFILE))?;
     Ok(LentFile { file, is_fresh, path, head: Bytes(head) })
 }
 

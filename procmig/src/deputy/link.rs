@@ -1,7 +1,7 @@
 //! The link with a node of another host, which all deputies of a program share until their process migrates.
 
 use super::connection::{self, Connection, Raw};
-use super::descriptors::{MAKING, Own};
+use super::descriptors::{self, Making, Own};
 use super::threads::lock;
 use super::{Remote, end, remaking};
 use crate::vdso::distance::Clocks;
@@ -70,17 +70,16 @@ pub(super) fn kept() -> impl Iterator<Item = RawFd> {
     link.into_iter().flat_map(|link| [link.kept[0].as_raw_fd(), link.kept[1].as_raw_fd()])
 }
 
-/// Asks the node to run a program; gives the control connection and the first call connection. Call it with
-/// [`MAKING`] locked.
+/// Asks the node to run a program; gives the control connection and the first call connection.
 ///
 /// # Errors
 /// A refusal is [`io::ErrorKind::Other`] with the node's sentence.
-pub(super) fn start(remote: Remote, attach: Attach) -> Result<(Connection, Connection), FrameError> {
+pub(super) fn start(remote: Remote, attach: Attach, making: &Making) -> Result<(Connection, Connection), FrameError> {
     let Remote { socket, keys, lease, host } = remote;
-    let kept = [Own::new(socket.into())?, Own::new(lease.into())?];
+    let kept = [Own::new(socket.into(), making)?, Own::new(lease.into(), making)?];
     let (control, call) = (random()?, random()?);
     let request = LinkRequest::Attach(Box::new(RemoteAttach { attach, control, call, patience: remaking::patience() }));
-    let (link, [control, call]) = open(kept, keys, host, &request, [control, call], false)?;
+    let (link, [control, call]) = open(kept, keys, host, &request, [control, call], Some(making))?;
     control.last();
     call.last();
     let names = &mut *lock(&end::NAMES);
@@ -100,17 +99,17 @@ pub(super) fn open_for_arrival(
 ) -> Result<(Link, Connection), FrameError> {
     let control = random()?;
     let request = LinkRequest::Receive { version: VERSION, control, patience: remaking::patience() };
-    open(kept, keys, host, &request, [control], true).map(|(link, [connection])| (link, connection))
+    open(kept, keys, host, &request, [control], None).map(|(link, [connection])| (link, connection))
 }
 
-/// Opens a link and connections with these names. `locks` [`MAKING`] where that is needed.
+/// Opens a link and connections with these names; with the right to make descriptors, or asking for it when it is needed.
 fn open<const N: usize>(
     kept: [Own; 2],
     keys: StreamKeys,
     host: HostId,
     request: &LinkRequest,
     names: [ConnectionId; N],
-    locks: bool,
+    making: Option<&Making>,
 ) -> Result<(Link, [Connection; N]), FrameError> {
     // SAFETY: the number is that of the first of `kept`, which lives as long; it is not closed here.
     let socket = ManuallyDrop::new(unsafe { TcpStream::from_raw_fd(kept[0].as_raw_fd()) });
@@ -132,7 +131,7 @@ fn open<const N: usize>(
     address.set_port(port);
     let link = Link { address, host, node, id, way: 0, secret, kept };
     // The node waits for them and for nothing else when it knows the clocks.
-    let connections = names.iter().map(|name| link.connect(name, locks)).collect::<io::Result<Vec<_>>>()?;
+    let connections = names.iter().map(|name| link.connect(name, making)).collect::<io::Result<Vec<_>>>()?;
     let connections = connections.try_into().map_err(|_| wrong())?;
     loop {
         match frame::read_from(&mut stream, MAX_MESSAGE)? {
@@ -194,10 +193,10 @@ impl Link {
         self.kept[0].as_raw_fd()
     }
 
-    /// Opens a connection with this name. `locks` [`MAKING`] for the socket's own making.
-    fn connect(&self, name: &ConnectionId, locks: bool) -> io::Result<Connection> {
+    /// Opens a connection with this name.
+    fn connect(&self, name: &ConnectionId, making: Option<&Making>) -> io::Result<Connection> {
         let patience = Duration::from_millis(PATIENCE as u64);
-        let (socket, sealer, opener) = self.dial(name, &Greeting::new(self.way, None), locks, patience)?;
+        let (socket, sealer, opener) = self.dial(name, &Greeting::new(self.way, None), making, patience)?;
         let keeps = remaking::patience() > 0;
         let lasting = Arc::new(Lasting::new(socket, sealer, opener, self.way, keeps));
         remaking::enter(self.id, *name, &lasting);
@@ -209,13 +208,15 @@ impl Link {
         &self,
         name: &ConnectionId,
         greeting: &Greeting,
-        locks: bool,
+        making: Option<&Making>,
         patience: Duration,
     ) -> io::Result<(Own, Sealer, Opener)> {
         let family = if self.address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let making = locks.then(|| lock(&MAKING));
-        let own = Own::new(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?)?;
-        drop(making);
+        let open = || Ok(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?);
+        let own = match making {
+            Some(making) => Own::make(making, open)?,
+            None => Own::make(&descriptors::making(), open)?,
+        };
         // SAFETY: the descriptor is open as long as `own` is.
         let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(own.as_raw_fd()) };
         prepare(&borrowed)?;
@@ -242,7 +243,7 @@ impl Link {
         patience: Duration,
     ) -> io::Result<(Own, Sealer, Opener)> {
         let greeting = Greeting::new(self.way, Some((*name, received)));
-        let (own, sealer, mut opener) = self.dial(&random()?, &greeting, true, patience)?;
+        let (own, sealer, mut opener) = self.dial(&random()?, &greeting, None, patience)?;
         connection::set_patience(own.as_raw_fd(), Some(patience))?;
         if !opener.open_one(&mut Raw(own.as_raw_fd()))? {
             return Err(io::ErrorKind::NotFound.into());
@@ -258,7 +259,7 @@ impl Link {
     /// If the node cannot be reached.
     pub(super) fn connect_anew(&self) -> io::Result<(Connection, ConnectionId)> {
         let name = random()?;
-        Ok((self.connect(&name, true)?, name))
+        Ok((self.connect(&name, None)?, name))
     }
 }
 

@@ -21,6 +21,7 @@ mod listing;
 mod messages;
 mod moving;
 mod near;
+mod numbers;
 mod ops;
 mod remaking;
 mod report;
@@ -124,25 +125,25 @@ fn start(setup: Setup) -> Result<serve::Server, DeputyError> {
     remaking::set_patience(home_timeout);
     finding::ask(finder);
     *threads::lock(&end::NAMES) = (attach.argv.first().unwrap_or(&attach.program).clone(), node_name);
-    let making = threads::lock(&descriptors::MAKING);
-    signals::start(attach.ignored_signals).map_err(DeputyError::Prepare)?;
-    home_proc::start().map_err(DeputyError::Prepare)?;
+    let making = descriptors::making();
+    signals::start(attach.ignored_signals, &making).map_err(DeputyError::Prepare)?;
+    home_proc::start(&making).map_err(DeputyError::Prepare)?;
     let blocked = signals::stops_in(attach.blocked_signals);
     let (control, call) = match node {
         Node::Here(node) => {
-            let (call, nodes) = descriptors::socketpair().map_err(DeputyError::Prepare)?;
+            let (call, nodes) = descriptors::socketpair(&making).map_err(DeputyError::Prepare)?;
             let request = NodeRequest::Attach(Box::new(attach));
             frame::send(&node, &request, &[nodes.as_raw_fd()]).map_err(DeputyError::Attach)?;
-            let node = Own::new(node.into()).map_err(DeputyError::Prepare)?;
+            let node = Own::new(node.into(), &making).map_err(DeputyError::Prepare)?;
             (Connection::local(node), Connection::local(call))
         }
-        Node::Elsewhere(remote) => link::start(remote, attach).map_err(DeputyError::Attach)?,
+        Node::Elsewhere(remote) => link::start(remote, attach, &making).map_err(DeputyError::Attach)?,
     };
     if let Some(trace) = trace {
-        control::TRACE.store(Own::new(trace).map_err(DeputyError::Prepare)?.leak(), Ordering::Relaxed);
+        control::TRACE.store(Own::new(trace, &making).map_err(DeputyError::Prepare)?.leak(), Ordering::Relaxed);
     }
     if let Some(reporter) = reporter {
-        report::keep(reporter).map_err(DeputyError::Prepare)?;
+        report::keep(reporter, &making).map_err(DeputyError::Prepare)?;
     }
     drop(making);
     let server = serve::Server::new(call, blocked).map_err(DeputyError::Prepare)?;

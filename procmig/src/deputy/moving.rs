@@ -115,9 +115,9 @@ pub(super) fn hand_over(commit: &Commit, found: Option<Target>) -> Result<Moved,
 
 /// Has a target on this host take the connections; gives the deputy's ends of those of the threads.
 fn adopt_here(socket: &Path, commit: &Commit) -> Result<(Moved, Vec<Connection>), MoveError> {
-    let making = lock(&descriptors::MAKING);
-    let mut control = Connection::local(Own::new(UnixStream::connect(socket)?.into())?);
-    let pairs = commit.threads.iter().map(|_| descriptors::socketpair()).collect::<Result<Vec<_>, _>>()?;
+    let making = descriptors::making();
+    let mut control = Connection::local(Own::make(&making, || UnixStream::connect(socket))?);
+    let pairs = commit.threads.iter().map(|_| descriptors::socketpair(&making)).collect::<Result<Vec<_>, _>>()?;
     drop(making);
     control.set_patience(Some(PATIENCE))?;
     let mut left = commit.threads.len();

@@ -1,7 +1,7 @@
 //! Operations that are no system call of their own.
 
 use super::connection::Connection;
-use super::descriptors::{self, Own};
+use super::descriptors::{self, Making, Own};
 use super::serve::{Next, Server};
 use super::threads::{THREADS, lock};
 use super::{command_line, control, end, files, kernel, lent, link, moving, remaking, report, segments, signals};
@@ -22,9 +22,9 @@ fn number(ret: i64) -> Next {
 /// Hands over a file, which is the deputy's own until then. The opening runs with the lock held that
 /// keeps it out of children.
 fn file<T: serde::Serialize>(open: impl FnOnce() -> Result<(T, OwnedFd), Errno>) -> Next {
-    let _making = lock(&descriptors::MAKING);
+    let making = descriptors::making();
     match open() {
-        Ok((about, file)) => match (postcard::to_stdvec(&about), Own::new(file)) {
+        Ok((about, file)) => match (postcard::to_stdvec(&about), Own::new(file, &making)) {
             (Ok(payload), Ok(file)) => Next::Pass(0, payload, vec![file]),
             (_, Err(error)) => failed(&error),
             (Err(_), _) => number(-i64::from(libc::EIO)),
@@ -37,9 +37,8 @@ fn file<T: serde::Serialize>(open: impl FnOnce() -> Result<(T, OwnedFd), Errno>)
 const HEAD: u32 = 16 << 10;
 
 /// Lends a file to a node of another host. What is said of it is followed by where it is to be had, if it is.
-fn lent<T: serde::Serialize>(lend: impl FnOnce() -> Result<(T, Option<LentFile>), Errno>) -> Next {
-    let _making = lock(&descriptors::MAKING);
-    match lend() {
+fn lent<T: serde::Serialize>(lend: impl FnOnce(&Making) -> Result<(T, Option<LentFile>), Errno>) -> Next {
+    match lend(&descriptors::making()) {
         Ok((about, lent)) => {
             let payload = postcard::to_stdvec(&about).and_then(|payload| match lent {
                 Some(lent) => postcard::to_extend(&lent, payload),
@@ -56,10 +55,10 @@ pub(super) fn perform(op: Op, tid: i32, guest_blocks: u32) -> Next {
     match op {
         Op::NewThread => new_thread(guest_blocks).unwrap_or_else(|error| failed(&error)),
         Op::Fork => fork().unwrap_or_else(|error| failed(&error)),
-        Op::OpenProgram { dirfd, path, flags } if link::is_remote() => lent(|| {
+        Op::OpenProgram { dirfd, path, flags } if link::is_remote() => lent(|making| {
             let (about, file) = files::open_program(dirfd, &path, flags)?;
             let head = lent::read_at(file.as_fd(), 0, HEAD)?;
-            let lent = lent::lend(about.identity, about.path.clone(), head, || Ok(file))?;
+            let lent = lent::lend(about.identity, about.path.clone(), head, making, || Ok(file))?;
             Ok((about, Some(lent)))
         }),
         Op::OpenProgram { dirfd, path, flags } => file(|| files::open_program(dirfd, &path, flags)),
@@ -81,7 +80,7 @@ pub(super) fn perform(op: Op, tid: i32, guest_blocks: u32) -> Next {
         }
         Op::Exit { status } => end::exit(status),
         Op::DieBySignal { signal } => end::die(signal),
-        Op::MapFile { fd, write } if link::is_remote() => lent(|| files::lend(fd, write)),
+        Op::MapFile { fd, write } if link::is_remote() => lent(|making| files::lend(fd, write, making)),
         Op::MapFile { fd, write } => match files::map_file(fd, write) {
             Ok(identity) => match postcard::to_stdvec(&identity) {
                 Ok(payload) => Next::Lend(payload, fd),
@@ -117,8 +116,7 @@ fn new_thread(guest_blocks: u32) -> io::Result<Next> {
         let ([ours], names) = connect()?;
         (ours, names, Vec::new())
     } else {
-        let _making = lock(&descriptors::MAKING);
-        let (ours, nodes) = descriptors::socketpair()?;
+        let (ours, nodes) = descriptors::socketpair(&descriptors::making())?;
         (Connection::local(ours), Vec::new(), vec![nodes])
     };
     let (started, starts) = mpsc::sync_channel(1);
@@ -161,7 +159,7 @@ fn fork() -> io::Result<Next> {
 /// The same, unless the link is being made again just then.
 fn try_fork() -> io::Result<Option<Next>> {
     let remote = link::is_remote().then(link::connect).transpose()?;
-    let making = lock(&descriptors::MAKING);
+    let making = descriptors::making();
     let relay = lock(&signals::RELAY);
     let mut threads = lock(&THREADS);
     let end_names = lock(&end::NAMES);
@@ -172,8 +170,8 @@ fn try_fork() -> io::Result<Option<Next>> {
         Some((_, _, of)) if !remaking::is_there(link.as_ref(), &of) => return Ok(None),
         Some(([control, call], names, _)) => (control, call, names, Vec::new()),
         None => {
-            let (control, nodes_control) = descriptors::socketpair()?;
-            let (call, nodes_call) = descriptors::socketpair()?;
+            let (control, nodes_control) = descriptors::socketpair(&making)?;
+            let (call, nodes_call) = descriptors::socketpair(&making)?;
             let nodes = vec![nodes_control, nodes_call];
             (Connection::local(control), Connection::local(call), Vec::new(), nodes)
         }
@@ -202,7 +200,7 @@ fn try_fork() -> io::Result<Option<Next>> {
     descriptors::close_all_but(&keep);
     report::forget();
     moving::forget();
-    let started = signals::open().and_then(|()| control::start(control));
+    let started = signals::open(&making).and_then(|()| control::start(control));
     drop(making);
     if started.is_err() {
         end::lost();

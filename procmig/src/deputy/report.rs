@@ -1,7 +1,7 @@
 //! What the process used, told when it ends: to who asked for it.
 
 use super::control::write;
-use super::descriptors::Own;
+use super::descriptors::{Making, Own};
 use super::threads::lock;
 use crate::wire::usage::Usage;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -37,12 +37,12 @@ type Waiting = (Own, Box<dyn FnOnce(&Report) -> String + Send>);
 
 static REPORTER: Mutex<Option<Waiting>> = Mutex::new(None);
 
-/// Keeps who is to be told. Call it with [`MAKING`](super::descriptors::MAKING) locked.
+/// Keeps who is to be told.
 ///
 /// # Errors
 /// If there is no descriptor left.
-pub(super) fn keep(reporter: Reporter) -> std::io::Result<()> {
-    *lock(&REPORTER) = Some((Own::new(reporter.to)?, reporter.text));
+pub(super) fn keep(reporter: Reporter, making: &Making) -> std::io::Result<()> {
+    *lock(&REPORTER) = Some((Own::new(reporter.to, making)?, reporter.text));
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 //! job control's stops (`SIGTSTP`, `SIGTTIN`, `SIGTTOU`) are left to home's kernel while the guest has
 //! their default: it stops the deputy as it would have stopped the program.
 
-use super::descriptors::Own;
+use super::descriptors::{Making, Own};
 use super::kernel;
 use super::threads::{CANCEL_SIGNAL, lock};
 use crate::wire::call::blocked;
@@ -139,7 +139,7 @@ fn relayed() -> u64 {
 ///
 /// # Errors
 /// As `signalfd(2)`.
-pub(super) fn start(ignored: u64) -> io::Result<()> {
+pub(super) fn start(ignored: u64, making: &Making) -> io::Result<()> {
     set_mask(!NEVER_BLOCKED);
     for signal in (1..=64).filter(|&signal| bit(signal) & NEVER_BLOCKED == 0) {
         let disposition = if ignored & bit(signal) == 0 { Disposition::Default } else { Disposition::Ignore };
@@ -150,17 +150,16 @@ pub(super) fn start(ignored: u64) -> io::Result<()> {
     let restorer = skein_deputy_restorer as *const () as usize;
     let handler = broken_off as *const () as usize;
     sigaction(CANCEL_SIGNAL, Some(&KernelAction { handler, flags: SA_RESTORER, restorer, mask: u64::MAX }), None);
-    open()
+    open(making)
 }
 
 /// Opens a signalfd for this process, in place of one that a child inherited.
 ///
 /// # Errors
 /// As `signalfd(2)`.
-pub(super) fn open() -> io::Result<()> {
-    let fd = signalfd(-1)?;
+pub(super) fn open(making: &Making) -> io::Result<()> {
     // SAFETY: the kernel has just made it.
-    let fd = Own::new(unsafe { OwnedFd::from_raw_fd(fd) })?;
+    let fd = Own::make(making, || Ok(unsafe { OwnedFd::from_raw_fd(signalfd(-1)?) }))?;
     SIGNALFD.store(fd.leak(), Ordering::Relaxed);
     Ok(())
 }

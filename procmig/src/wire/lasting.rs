@@ -39,6 +39,12 @@ pub trait Transport: AsRawFd + fmt::Debug {
     /// # Errors
     /// As `send(2)`.
     fn send(&self, bytes: &[u8], now: bool) -> io::Result<usize>;
+
+    /// Closes what it has, and has under the same number what another has.
+    ///
+    /// # Errors
+    /// As `dup3(2)`.
+    fn replace(&self, by: &impl AsRawFd) -> io::Result<()>;
 }
 
 /// A socket that is read or written, without waiting if it is to be `now`.
@@ -554,13 +560,12 @@ impl<S: Transport> Lasting<S> {
         output.backlog.clear();
         output.told = received;
         self.tag.store(tag, Ordering::SeqCst);
-        // SAFETY: no pointers; both numbers are open, and the second stays so.
-        let moved = unsafe { libc::dup3(socket.as_raw_fd(), self.socket.as_raw_fd(), libc::O_CLOEXEC) };
+        let moved = self.socket.replace(socket);
         let mut state = lock(&self.state);
         (state.switches, state.is_lost) = (false, false);
         state.generation += 1;
         let generation = state.generation;
-        if moved < 0 || !is_possible {
+        if moved.is_err() || !is_possible {
             state.has_ended = true;
         }
         let has_ended = state.has_ended;

@@ -52,6 +52,12 @@ impl Transport for TcpStream {
     fn send(&self, bytes: &[u8], now: bool) -> io::Result<usize> {
         Ok(send(self.as_raw_fd(), bytes, flags(now) | MsgFlags::MSG_NOSIGNAL)?)
     }
+
+    fn replace(&self, by: &impl AsRawFd) -> io::Result<()> {
+        // SAFETY: no pointers; both numbers are open, and the second stays so.
+        Errno::result(unsafe { libc::dup3(by.as_raw_fd(), self.as_raw_fd(), libc::O_CLOEXEC) })?;
+        Ok(())
+    }
 }
 
 fn flags(now: bool) -> MsgFlags {
