@@ -1,5 +1,8 @@
 //! Serving a call connection: read a request, do it, write the reply.
 
+#[cfg(test)]
+mod tests;
+
 use super::buffer::ReplyBuffer;
 use super::connection::Connection;
 use super::descriptors::Own;
@@ -333,8 +336,14 @@ impl Server {
         }
         // The process has migrated while the call was made: the reply goes to where it is now.
         self.replied = None;
-        if !self.reconnect() || !self.send_again(replied) {
-            end::lost();
+        loop {
+            if !self.reconnect() {
+                end::lost();
+            }
+            // It may have left that node by now too.
+            if self.send_again(replied) {
+                break;
+            }
         }
         self.replied = Some(replied);
     }
