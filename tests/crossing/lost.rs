@@ -28,9 +28,11 @@ fn network() -> Option<Network> {
     Some(network)
 }
 
-/// A Python program of the first host's that runs on the second.
+/// A Python program of the first host's that runs on the second, with the usual limit on descriptors: the deputy's own are
+/// beyond it.
 fn start(first: &NetHost, options: &[&str], script: &str) -> Child {
-    let mut command = first.command(skein_tests::home::skein_binary().expect("skein"));
+    let mut command = first.command("/bin/sh");
+    command.args(["-c", "ulimit -Sn 1024; exec \"$@\"", "sh"]).arg(skein_tests::home::skein_binary().expect("skein"));
     command.args(["run", "-r", "host-2"]).args(options).args(["/usr/bin/python3", "-c", script]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mosrun")
 }

@@ -3,7 +3,7 @@
 use super::descriptors::{self, Own};
 use super::kernel;
 use crate::wire::frame::{self, FrameError};
-use crate::wire::lasting::{Lasting, Transport};
+use crate::wire::lasting::{self, Lasting, Transport};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
@@ -55,6 +55,10 @@ impl Transport for Own {
 
     fn send(&self, bytes: &[u8], now: bool) -> io::Result<usize> {
         Raw(self.as_raw_fd()).send(bytes, flags(now))
+    }
+
+    fn is_cut(&self) -> bool {
+        lasting::is_cut(self)
     }
 
     fn replace(&self, by: &impl AsRawFd) -> io::Result<()> {

@@ -12,7 +12,7 @@ use super::link::{self, LINK, Link, PATIENCE, ResumeError};
 use super::moving::MoveError;
 use super::threads::lock;
 use super::{end, signals};
-use crate::wire::lasting::{Lasting, Watcher};
+use crate::wire::lasting::{Lasting, Watcher, is_cut, tcp_state};
 use crate::wire::link::{ConnectionId, LinkId};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -123,12 +123,10 @@ enum State {
 
 /// Other deputies of the program may have the same socket, so its state is looked at, not its error, which is told once.
 fn look(link: &Link) -> State {
-    /// `TCP_ESTABLISHED` and `TCP_CLOSE`.
-    const ESTABLISHED: u8 = 1;
-    const CLOSE: u8 = 7;
-    match tcp_state(link.watched()) {
-        ESTABLISHED => {}
-        CLOSE => return State::Lost,
+    const TCP_ESTABLISHED: u8 = 1;
+    match tcp_state(&link.watched()) {
+        TCP_ESTABLISHED => {}
+        _ if is_cut(&link.watched()) => return State::Lost,
         _ => return State::Ended,
     }
     let mut byte = 0_u8;
@@ -137,17 +135,10 @@ fn look(link: &Link) -> State {
     match unsafe { libc::recv(link.watched(), (&raw mut byte).cast(), 1, flags) } {
         // Nothing is said on it but that it ends.
         1.. => State::Ended,
-        _ if tcp_state(link.watched()) == CLOSE => State::Lost,
+        _ if is_cut(&link.watched()) => State::Lost,
         0 => State::Ended,
         _ => State::There,
     }
-}
-
-fn tcp_state(socket: RawFd) -> u8 {
-    let (mut info, mut length) = ([0_u8; 8], 8);
-    // SAFETY: the kernel writes at most `length` bytes to `info`, and the length.
-    unsafe { libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut length) };
-    info[0]
 }
 
 /// Something is to be read on the link: makes it again if the network has lost it; else it has ended, and so does the

@@ -7,8 +7,13 @@
 //!
 //! A socket that was closed is not lost, nor is one on which something came that the peer has not sealed.
 
+mod kept;
+#[cfg(test)]
+mod tests;
+
 use super::sealed::{Opener, Sealer};
-use std::collections::VecDeque;
+use kept::Kept;
+pub use kept::Remains;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
@@ -16,11 +21,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-/// Most bytes that are kept for a peer that does not say that it has them: one message, and what comes between two
-/// confirmations. With more the connection ends when its socket does.
-const MOST_KEPT: usize = 32 << 20;
-/// A buffer that is longer than this is given back when nothing is kept.
-const KEEP_ROOM: usize = 4 << 20;
 /// Bytes after which the peer is told that they have come even if there is nothing else to tell it.
 const UNTOLD: u64 = 1 << 20;
 /// How long a wait for another socket is until whoever waits looks whether it still wants to.
@@ -39,6 +39,9 @@ pub trait Transport: AsRawFd + fmt::Debug {
     /// # Errors
     /// As `send(2)`.
     fn send(&self, bytes: &[u8], now: bool) -> io::Result<usize>;
+
+    /// Whether the network has lost it, rather than that somebody has ended it.
+    fn is_cut(&self) -> bool;
 
     /// Closes what it has, and has under the same number what another has.
     ///
@@ -74,76 +77,6 @@ impl<S: Transport> Write for Io<'_, S> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-/// What was sent and may not have come.
-#[derive(Debug, Default)]
-pub struct Kept {
-    bytes: VecDeque<u8>,
-    /// Number of the first of them.
-    first: u64,
-    /// There were too many.
-    is_incomplete: bool,
-}
-
-impl Kept {
-    fn add(&mut self, bytes: &[u8]) {
-        if self.is_incomplete {
-            return;
-        }
-        if self.bytes.len() + bytes.len() > MOST_KEPT {
-            (self.bytes, self.is_incomplete) = (VecDeque::new(), true);
-            return;
-        }
-        self.bytes.extend(bytes);
-    }
-
-    /// The peer has so many; `false` if it cannot.
-    fn forget(&mut self, confirmed: u64) -> bool {
-        let Some(count) = confirmed.checked_sub(self.first).and_then(|count| usize::try_from(count).ok()) else {
-            return false;
-        };
-        if count > self.bytes.len() {
-            return false;
-        }
-        if count == self.bytes.len() {
-            self.bytes.clear();
-            if self.bytes.capacity() > KEEP_ROOM {
-                self.bytes = VecDeque::new();
-            }
-        } else {
-            self.bytes.drain(..count);
-        }
-        self.first = confirmed;
-        true
-    }
-
-    /// Whether nothing is kept.
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-}
-
-/// What is left of a connection that was closed before the peer has said that it has everything.
-#[derive(Debug)]
-pub struct Remains {
-    kept: Kept,
-    received: u64,
-    /// As [`Lasting::tag`].
-    pub tag: u64,
-}
-
-impl Remains {
-    /// Sends, on another socket, what the peer lacks that has so many bytes.
-    ///
-    /// # Errors
-    /// If the socket fails, or the peer lacks more than there is.
-    pub fn send(mut self, socket: &mut impl Write, mut sealer: Sealer, theirs: u64) -> io::Result<()> {
-        if !self.kept.forget(theirs) {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        sealer.send_counted(socket, self.kept.bytes.make_contiguous(), self.received)
     }
 }
 
@@ -211,6 +144,23 @@ impl<S: Transport> fmt::Debug for Lasting<S> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether a TCP socket has been reset or timed out: one that somebody has ended is in another state.
+pub fn is_cut(socket: &impl AsRawFd) -> bool {
+    const TCP_CLOSE: u8 = 7;
+    tcp_state(socket) == TCP_CLOSE
+}
+
+/// The `tcpi_state` of a TCP socket; 0 if it is none.
+pub fn tcp_state(socket: &impl AsRawFd) -> u8 {
+    let (mut info, mut length) = ([0_u8; 8], 8);
+    // SAFETY: the kernel writes at most `length` bytes to `info`, and the length.
+    unsafe {
+        let (info, length) = (info.as_mut_ptr().cast(), &raw mut length);
+        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info, length)
+    };
+    info[0]
 }
 
 /// Whether such an error means that the network has lost the connection, rather than that somebody has ended it.
@@ -313,7 +263,8 @@ impl<S: Transport> Lasting<S> {
         if state.generation != generation || state.switches {
             return Ok(());
         }
-        if !is_loss(&error) || !self.lasts.load(Ordering::SeqCst) {
+        // The error itself is told once, to one of those who read and write: for the others it ends, or is a broken pipe.
+        if !self.lasts.load(Ordering::SeqCst) || !(state.is_lost || is_loss(&error) || self.socket.is_cut()) {
             return Err(error);
         }
         let is_new = !std::mem::replace(&mut state.is_lost, true);
@@ -346,7 +297,7 @@ impl<S: Transport> Lasting<S> {
             output.kept.add(bytes);
         }
         if waits && self.lasts.load(Ordering::SeqCst) {
-            return if output.kept.is_incomplete { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) };
+            return if output.kept.is_incomplete() { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) };
         }
         let Output { sealer, backlog, told, .. } = &mut *output;
         let mut socket = self.writer();
@@ -550,7 +501,7 @@ impl<S: Transport> Lasting<S> {
         tells: bool,
     ) -> io::Result<()> {
         let mut output = lock(&self.output);
-        let is_possible = !output.kept.is_incomplete && output.kept.forget(theirs);
+        let is_possible = output.kept.forget(theirs);
         opener.go_on_after(&mut input);
         *input = opener;
         let received = input.counts().0;
@@ -579,7 +530,7 @@ impl<S: Transport> Lasting<S> {
         }
         let Output { sealer, kept, .. } = &mut *output;
         let sent = match tells || !kept.is_empty() {
-            true => sealer.send_counted(&mut self.writer(), kept.bytes.make_contiguous(), received),
+            true => sealer.send_counted(&mut self.writer(), kept.bytes(), received),
             false => Ok(()),
         };
         drop(output);
@@ -599,8 +550,8 @@ impl<S: Transport> Drop for Lasting<S> {
         let confirmed = self.confirmed.load(Ordering::SeqCst);
         let kept = &mut self.output.get_mut().unwrap_or_else(PoisonError::into_inner).kept;
         kept.forget(confirmed);
-        if !kept.is_empty() && !kept.is_incomplete {
-            heir(Remains { kept: std::mem::take(kept), received, tag });
+        if !kept.is_empty() && !kept.is_incomplete() {
+            heir(Remains::new(std::mem::take(kept), received, tag));
         }
     }
 }

@@ -2,7 +2,7 @@
 //! pass descriptors, and sealed TCP between hosts, which may not, and which may outlast its socket.
 
 use super::frame::{self, FrameError};
-use super::lasting::{Lasting, Transport};
+use super::lasting::{self, Lasting, Transport};
 use super::sealed::{BadKeys, Opener, SealedStream, Sealer, StreamKeys};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send, setsockopt, sockopt};
@@ -51,6 +51,10 @@ impl Transport for TcpStream {
 
     fn send(&self, bytes: &[u8], now: bool) -> io::Result<usize> {
         Ok(send(self.as_raw_fd(), bytes, flags(now) | MsgFlags::MSG_NOSIGNAL)?)
+    }
+
+    fn is_cut(&self) -> bool {
+        lasting::is_cut(self)
     }
 
     fn replace(&self, by: &impl AsRawFd) -> io::Result<()> {
