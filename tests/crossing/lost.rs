@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use skein_tests::home::{Home, elsewhere};
 use skein_tests::net::{NetHost, Network};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -153,4 +153,36 @@ fn a_link_that_is_not_made_again_in_time_ends_its_process() {
     first.says(&["cluster", "remove", "host-2"]);
     ended(removed);
     network.plug(1, true);
+}
+
+#[test]
+fn a_link_is_made_again_when_the_hosts_run_again() {
+    let Some(network) = network() else { return };
+    let [first, second] = network.hosts() else { panic!("two hosts") };
+    let mut child = start(first, &[], "import sys\nfor line in sys.stdin: print(line, end='', flush=True)");
+    let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
+    let mut echo = |child: &mut Child, line: &str| {
+        writeln!(child.stdin.as_mut().expect("a pipe"), "{line}").expect("it reads");
+        let mut come = String::new();
+        output.read_line(&mut come).expect("a line");
+        assert_eq!(come.trim_end(), line);
+    };
+    echo(&mut child, "here");
+    for host in [first, second] {
+        let before = resumed(second);
+        let status: serde_json::Value = serde_json::from_str(&host.says(&["host", "status", "--json"])).expect("JSON");
+        let daemon = status["pid"].as_i64().expect("a PID") as i32;
+        kill(Pid::from_raw(daemon), Signal::SIGKILL).expect("it runs");
+        reset(host);
+        if host.name() == first.name() {
+            let refused = second.skein(&["node", "stop", "node-1"]);
+            let said = String::from_utf8_lossy(&refused.stderr);
+            assert!(said.contains("host-1: cannot be reached") && said.contains("node node-1 goes on"), "{said}");
+        }
+        host.says(&["host", "start"]);
+        echo(&mut child, "still");
+        assert!(resumed(second) > before);
+    }
+    drop(child.stdin.take());
+    ended_well(child);
 }

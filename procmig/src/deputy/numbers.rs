@@ -107,6 +107,17 @@ fn as_if_alone(fd: i64) -> i64 {
     kept
 }
 
+/// Whether the calling thread may raise hard limits: `CAP_SYS_RESOURCE` is in effect.
+fn may_raise() -> bool {
+    const VERSION_3: u32 = 0x2008_0522;
+    const CAP_SYS_RESOURCE: u32 = 24;
+    let (head, mut sets) = ([VERSION_3, 0], [0_u32; 6]);
+    let args = [head.as_ptr() as u64, sets.as_mut_ptr() as u64, 0, 0, 0, 0];
+    // SAFETY: the kernel reads a header of 8 bytes, and writes two sets of 12 bytes each.
+    let ret = unsafe { kernel::call(libc::SYS_capget as u32, args) };
+    ret == 0 && sets[0] & 1 << CAP_SYS_RESOURCE != 0
+}
+
 /// `prlimit64` of the limit on descriptors of this process.
 ///
 /// # Safety
@@ -128,7 +139,7 @@ unsafe fn limit_to(new: u64, old: u64) -> i64 {
         // A lower one is kept here; of a higher one the kernel knows who may have it.
         let set = match new.rlim_max <= hard {
             true => libc::rlimit { rlim_cur: new.rlim_cur, rlim_max: real.rlim_max },
-            false if nix::unistd::geteuid().is_root() || hard == real.rlim_max => {
+            false if hard == real.rlim_max || may_raise() => {
                 libc::rlimit { rlim_cur: new.rlim_cur, rlim_max: new.rlim_max.max(real.rlim_max) }
             }
             false => return failed(Errno::EPERM),
