@@ -143,6 +143,9 @@ fn a_state_directory_that_others_may_enter_is_refused() {
     assert_eq!(output.status.code(), Some(125), "{output:?}");
 }
 
+/// The version of the protocol that `skeind` speaks, as its one byte.
+const VERSION: u8 = 2;
+
 #[test]
 fn garbage_on_the_control_socket_is_refused_and_logged() {
     let host = Host::new();
@@ -158,19 +161,19 @@ fn garbage_on_the_control_socket_is_refused_and_logged() {
     assert!(answer(&u32::MAX.to_le_bytes()).contains("4294967295 bytes"));
     host.await_log("4294967295 bytes");
     // Bytes that are no request.
-    assert!(answer(&[3, 0, 0, 0, 1, 250, 250]).contains("cannot be read"));
+    assert!(answer(&[3, 0, 0, 0, VERSION, 250, 250]).contains("cannot be read"));
     host.await_log("cannot be read");
     // A request with bytes after it.
-    assert!(answer(&[3, 0, 0, 0, 1, 0, 9]).contains("after its end"));
+    assert!(answer(&[3, 0, 0, 0, VERSION, 0, 9]).contains("after its end"));
     // Another version.
     assert!(answer(&[2, 0, 0, 0, 77, 0]).contains("version 77"));
     // No body at all.
     assert!(answer(&[0, 0, 0, 0]).contains("without a version"));
     // A node's name that would lead out of the directory: StopNode { name: "../x", force: true }.
-    assert!(answer(&[8, 0, 0, 0, 1, 3, 4, b'.', b'.', b'/', b'x', 1]).contains("cannot be read"));
+    assert!(answer(&[8, 0, 0, 0, VERSION, 3, 4, b'.', b'.', b'/', b'x', 1]).contains("cannot be read"));
     // The peer goes in the middle of a frame.
     let mut stream = host.connect();
-    stream.write_all(&[100, 0, 0, 0, 1]).unwrap();
+    stream.write_all(&[100, 0, 0, 0, VERSION]).unwrap();
     drop(stream);
     host.await_log("the connection failed");
     // And many who say nothing do not keep others out.

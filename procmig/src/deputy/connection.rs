@@ -1,7 +1,7 @@
 //! A deputy's end of a connection with its node: a Unix stream, or sealed TCP if the node is at another host.
 
 use super::descriptors::{self, Own};
-use super::kernel;
+use super::{kernel, remaking};
 use crate::wire::frame::{self, FrameError};
 use crate::wire::lasting::{self, Lasting, Transport};
 use nix::errno::Errno;
@@ -223,14 +223,27 @@ pub(super) fn set_patience(socket: RawFd, patience: Option<Duration>) -> io::Res
     Ok(setsockopt(&socket, sockopt::SendTimeout, &time)?)
 }
 
-/// Has sending be interrupted now and then, to look whether the link is there.
+/// Has sending be interrupted now and then, to look whether the link is there, if one that is lost is made again.
 ///
 /// # Errors
 /// As `setsockopt(2)`.
 pub(super) fn tell_if_slow(socket: RawFd) -> io::Result<()> {
+    if remaking::patience() == 0 {
+        return Ok(());
+    }
     // SAFETY: the number is looked at in this call alone.
     let socket = unsafe { BorrowedFd::borrow_raw(socket) };
     Ok(setsockopt(&socket, sockopt::SendTimeout, &TimeVal::seconds(1))?)
+}
+
+/// Whether a socket that is closed before it is in use is reset, which the other side does not take for an end.
+///
+/// # Errors
+/// As `setsockopt(2)`.
+pub(super) fn reset_when_closed(socket: RawFd, is_reset: bool) -> io::Result<()> {
+    // SAFETY: the number is looked at in this call alone.
+    let socket = unsafe { BorrowedFd::borrow_raw(socket) };
+    Ok(setsockopt(&socket, sockopt::Linger, &libc::linger { l_onoff: is_reset.into(), l_linger: 0 })?)
 }
 
 /// Opens a TCP connection on a socket that does not wait for ever.
@@ -279,6 +292,7 @@ pub(super) fn await_events(fd: RawFd, events: libc::c_short, end: Instant) -> io
 pub(super) fn receive(stream: &UnixStream, room: &mut [u8], passed: &mut Vec<Own>) -> io::Result<usize> {
     await_events(stream.as_raw_fd(), libc::POLLIN, usual())?;
     let making = descriptors::making();
+    making.raise()?;
     let mut new = Vec::new();
     let got = frame::receive_with_descriptors(stream, room, &mut new)?;
     for descriptor in new {

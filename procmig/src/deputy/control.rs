@@ -239,6 +239,7 @@ impl Control {
                 self.partial.clear();
                 let old = std::mem::replace(&mut self.stream, control);
                 let old_link = std::mem::replace(&mut *lock(&link::LINK), link);
+                remaking::look_at_all();
                 if !old.is_local() {
                     self.left = Some(Left { control: old, _link: old_link, until: Instant::now() + LONG });
                 }

@@ -95,7 +95,10 @@ pub(super) fn makings() -> u64 {
 
 impl Making {
     /// Raises the limit as far as that goes; gives what it was.
-    fn raise(&self) -> io::Result<libc::rlimit> {
+    ///
+    /// # Errors
+    /// As `getrlimit(2)`.
+    pub(super) fn raise(&self) -> io::Result<libc::rlimit> {
         if let Some((limit, _)) = self.limit.get() {
             return Ok(*limit);
         }

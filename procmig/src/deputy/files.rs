@@ -180,6 +180,7 @@ pub(super) fn read_file(path: Vec<u8>, limit: u32) -> Result<Vec<u8>, Errno> {
 
 /// Closes the guest's close-on-exec descriptors.
 pub(super) fn close_on_exec() {
+    let _still = descriptors::still();
     let Ok(open) = home_proc::descriptors() else { return };
     for fd in open.into_iter().filter(|&fd| !descriptors::is_own(fd)) {
         // SAFETY: no pointers; the guest's descriptors are nobody's but the guest's, and it has said

@@ -197,6 +197,7 @@ impl Link {
     fn connect(&self, name: &ConnectionId, making: Option<&Making>) -> io::Result<Connection> {
         let patience = Duration::from_millis(PATIENCE as u64);
         let (socket, sealer, opener) = self.dial(name, &Greeting::new(self.way, None), making, patience)?;
+        connection::reset_when_closed(socket.as_raw_fd(), false)?;
         let keeps = remaking::patience() > 0;
         let lasting = Arc::new(Lasting::new(socket, sealer, opener, self.way, keeps));
         remaking::enter(self.id, *name, &lasting);
@@ -220,6 +221,7 @@ impl Link {
         // SAFETY: the descriptor is open as long as `own` is.
         let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(own.as_raw_fd()) };
         prepare(&borrowed)?;
+        connection::reset_when_closed(own.as_raw_fd(), true)?;
         connection::set_patience(own.as_raw_fd(), Some(patience))?;
         connection::connect(own.as_raw_fd(), &SockaddrStorage::from(self.address))?;
         let keys = self.secret.keys(name, Side::Home);
@@ -250,6 +252,7 @@ impl Link {
         }
         connection::set_patience(own.as_raw_fd(), None)?;
         connection::tell_if_slow(own.as_raw_fd())?;
+        connection::reset_when_closed(own.as_raw_fd(), false)?;
         Ok((own, sealer, opener))
     }
 

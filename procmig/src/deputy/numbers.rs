@@ -16,8 +16,10 @@ static HARD: AtomicU64 = AtomicU64::new(u64::MAX);
 enum Kind {
     /// Not at all.
     None,
-    /// It gives or takes some and does not wait.
+    /// It gives some and does not wait.
     Quick,
+    /// It closes what this number stands for, which may take long, or, if it is none, may give it to something else.
+    Closes(u64),
     /// It gives one, and may wait for long with it.
     Slow,
     /// It is about the limit: the new one is that argument, if any, the old one goes to that one.
@@ -33,7 +35,9 @@ fn kind(nr: u32, args: &[u64; 6]) -> Kind {
             libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => Kind::Quick,
             _ => Kind::None,
         },
-        libc::SYS_dup | libc::SYS_dup2 | libc::SYS_dup3 | libc::SYS_close => Kind::Quick,
+        libc::SYS_close => Kind::Closes(args[0]),
+        libc::SYS_dup2 | libc::SYS_dup3 => Kind::Closes(args[1]),
+        libc::SYS_dup => Kind::Quick,
         libc::SYS_pipe | libc::SYS_pipe2 | libc::SYS_socket | libc::SYS_socketpair => Kind::Quick,
         libc::SYS_epoll_create | libc::SYS_epoll_create1 | libc::SYS_eventfd | libc::SYS_eventfd2 => Kind::Quick,
         libc::SYS_signalfd | libc::SYS_signalfd4 | libc::SYS_timerfd_create | libc::SYS_memfd_create => Kind::Quick,
@@ -61,6 +65,14 @@ pub(super) unsafe fn call(nr: u32, args: [u64; 6]) -> i64 {
             let _still = still();
             call()
         }
+        Kind::Closes(fd) => {
+            let still = still();
+            if is_open(fd) {
+                // It is the guest's, and nobody else's by the time that it is closed.
+                drop(still);
+            }
+            call()
+        }
         Kind::Slow => loop {
             let before = descriptors::makings();
             let ret = call();
@@ -77,16 +89,37 @@ pub(super) unsafe fn call(nr: u32, args: [u64; 6]) -> i64 {
             }
         },
         Kind::Limit(new, old) => {
+            if i64::from(nr) != libc::SYS_prlimit64 && args[1] == 0 {
+                return -i64::from(libc::EFAULT);
+            }
             // SAFETY: the caller's promise, for calls with these arguments.
             unsafe { limit_to(new.map_or(0, |new| args[new]), old.map_or(0, |old| args[old])) }
         }
     }
 }
 
+/// Whether a number stands for something.
+fn is_open(fd: u64) -> bool {
+    // SAFETY: no pointers.
+    unsafe { kernel::call(libc::SYS_fcntl as u32, [fd, libc::F_GETFD as u64, 0, 0, 0, 0]) >= 0 }
+}
+
+/// Whether a file is locked by anyone: a process loses its locks of a file with any descriptor of it that is closed.
+fn is_locked(fd: i64) -> bool {
+    let mut lock = libc::flock { l_type: libc::F_WRLCK as i16, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
+    let args = [fd as u64, libc::F_OFD_GETLK as u64, std::ptr::from_mut(&mut lock) as u64, 0, 0, 0];
+    // SAFETY: the kernel reads and writes one `flock`. Where there can be no locks it fails.
+    let ret = unsafe { kernel::call(libc::SYS_fcntl as u32, args) };
+    ret == 0 && lock.l_type != libc::F_UNLCK as i16
+}
+
 /// Gives a new descriptor of the guest's, which was made while the deputy made some, the number that it had got
-/// otherwise.
+/// otherwise; unless that would cost it a lock.
 fn as_if_alone(fd: i64) -> i64 {
     let _still = still();
+    if is_locked(fd) {
+        return fd;
+    }
     // SAFETY: no pointers; the new descriptors are the guest's, and it knows of neither yet.
     let fcntl = |command: i32, arg: i32| unsafe {
         kernel::call(libc::SYS_fcntl as u32, [fd as u64, command as u64, arg as u64, 0, 0, 0])

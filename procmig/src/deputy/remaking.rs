@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 static SECONDS: AtomicU32 = AtomicU32::new(0);
 /// It is being made again. Set with [`LINK`] locked, so that no fork comes in between.
 static ACTIVE: AtomicBool = AtomicBool::new(false);
+/// Until when.
+static UNTIL: Mutex<Option<Instant>> = Mutex::new(None);
 /// This process's connections to nodes of other hosts.
 static CONNECTIONS: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
 /// Between two attempts.
@@ -41,7 +43,7 @@ struct Entry {
 struct Alarm(LinkId);
 
 impl Watcher for Alarm {
-    fn is_lost(&self) {
+    fn is_lost(&self, _: &io::Error) {
         if link::current().is_some_and(|link| link.id == self.0) {
             begin(false);
         }
@@ -49,7 +51,12 @@ impl Watcher for Alarm {
 
     fn is_slow(&self) {
         // Who would look otherwise may be the one who waits.
-        if link::current().is_some_and(|link| link.id == self.0) && !is_active() {
+        if is_active() {
+            let is_over = lock(&UNTIL).is_some_and(|until| until <= Instant::now());
+            if is_over {
+                end::lost_after(Duration::from_secs(patience().into()));
+            }
+        } else if link::current().is_some_and(|link| link.id == self.0) {
             link_has_news();
         }
     }
@@ -152,6 +159,14 @@ pub(super) fn link_has_news() {
     }
 }
 
+/// There is another link: has it made again if one of its connections was lost before it was this process's.
+pub(super) fn look_at_all() {
+    let Some(link) = link::current() else { return };
+    if connections(&link.id).iter().any(|(_, connection)| connection.waits()) {
+        begin(false);
+    }
+}
+
 /// Has a thread make the link again, unless one does; whether the link's own connection `is_lost`, or another.
 fn begin(is_lost: bool) {
     let link = lock(&LINK);
@@ -185,6 +200,7 @@ impl From<MoveError> for Failure {
 fn run(old: Arc<Link>, mut is_lost: bool) {
     let limit = Duration::from_secs(patience().into());
     let begun = Instant::now();
+    *lock(&UNTIL) = Some(begun + limit);
     // Those that were made and lost again are there until all is well: that they are closed would be taken for the end.
     let mut made = vec![old.clone()];
     loop {
@@ -242,6 +258,8 @@ fn finish(old: &Arc<Link>, new: &Arc<Link>) -> bool {
     if link.as_ref().is_none_or(|current| !Arc::ptr_eq(current, old)) {
         // The process has gone to another node meanwhile.
         ACTIVE.store(false, Ordering::SeqCst);
+        drop(link);
+        look_at_all();
         return true;
     }
     let goes_on =

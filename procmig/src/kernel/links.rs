@@ -292,7 +292,7 @@ impl Links {
         if let Some(lasting) = link.ways.find(&name) {
             return Ok(lasting.accept(&socket, sealer, opener, way, theirs)?);
         }
-        if let Some(remains) = link.ways.take_remains(&name) {
+        if let Some(remains) = link.ways.remains(&name) {
             // It has ended since; what it had still to say is said.
             return Ok(remains.send(&mut &socket, sealer, theirs)?);
         }

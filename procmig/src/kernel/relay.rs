@@ -135,6 +135,8 @@ impl Relay {
 /// How long a deputy may take that has to make its connection again though its link is there: it hears of that at once,
 /// unless it is not there any more.
 const REPAIR: Duration = Duration::from_secs(3);
+/// The same where nothing is heard any more: its link may be found lost so much later.
+const SILENCE: Duration = Duration::from_secs(20);
 
 /// Follows a connection that may go on over another socket.
 struct Follower {
@@ -153,17 +155,24 @@ impl Follower {
 }
 
 impl Watcher for Follower {
-    fn is_lost(&self) {
+    fn is_lost(&self, error: &std::io::Error) {
+        let time = if error.raw_os_error() == Some(libc::ECONNRESET) { REPAIR } else { SILENCE };
         self.with(|kernel, epoll, process| {
             let Some(home) = process.to_home() else { return };
+            let generation = home.generation_now();
             // It is gone by itself when the socket was closed already.
             let _ = epoll.delete(home.socket());
+            if !home.waits() {
+                // It was mended meanwhile.
+                self.is_mended();
+                return;
+            }
             let (kernel, process) = (kernel.clone(), process.clone());
             let spawned = std::thread::Builder::new().name("repair".into()).stack_size(64 << 10).spawn(move || {
-                std::thread::sleep(REPAIR);
+                std::thread::sleep(time);
                 let is_there =
                     process.group.link().zip(process.way()).is_some_and(|(link, way)| link.ways.is_there(way));
-                if home.is_lost() && is_there {
+                if home.is_lost() && home.generation_now() == generation && is_there {
                     home.end();
                     kernel.relay.look(&process);
                 }

@@ -143,8 +143,8 @@ impl Ways {
         }
     }
 
-    /// What is left of a connection.
-    pub(super) fn take_remains(&self, name: &ConnectionId) -> Option<Remains> {
-        lock(&self.state).remains.remove(name).map(|(remains, _)| remains)
+    /// What is left of a connection. It stays: what is sent of it may be lost too.
+    pub(super) fn remains(&self, name: &ConnectionId) -> Option<Remains> {
+        lock(&self.state).remains.get(name).map(|(remains, _)| remains.clone())
     }
 }

@@ -104,8 +104,8 @@ struct State {
 
 /// Who is told of what happens to a connection.
 pub trait Watcher: Send + Sync {
-    /// The socket is lost.
-    fn is_lost(&self) {}
+    /// The socket is lost, as this error says.
+    fn is_lost(&self, _error: &io::Error) {}
 
     /// Where the socket has a time limit for that: what is sent does not go.
     fn is_slow(&self) {}
@@ -231,6 +231,11 @@ impl<S: Transport> Lasting<S> {
         let _ = self.heir.set(heir);
     }
 
+    /// How many sockets it has had before this one.
+    pub fn generation_now(&self) -> u64 {
+        lock(&self.state).generation
+    }
+
     /// Whether the socket is lost and another is waited for.
     pub fn is_lost(&self) -> bool {
         let state = lock(&self.state);
@@ -270,7 +275,7 @@ impl<S: Transport> Lasting<S> {
         let is_new = !std::mem::replace(&mut state.is_lost, true);
         drop(state);
         if is_new && let Some(watcher) = self.watcher.get() {
-            watcher.is_lost();
+            watcher.is_lost(&error);
         }
         Ok(())
     }
@@ -329,19 +334,21 @@ impl<S: Transport> Lasting<S> {
         if waits {
             return Ok(false);
         }
-        let sent = self.put(&mut output).and_then(|()| {
-            if !output.backlog.is_empty() {
-                return Ok(false);
-            }
-            if self.keeps {
-                output.kept.forget(self.confirmed.load(Ordering::SeqCst));
-                output.kept.add(bytes);
-            }
-            self.seal_and_put(&mut output, bytes).map(|()| true)
-        });
+        if let Err(error) = self.put(&mut output) {
+            drop(output);
+            return self.lose(generation, error).map(|()| false);
+        }
+        if !output.backlog.is_empty() {
+            return Ok(false);
+        }
+        if self.keeps {
+            output.kept.forget(self.confirmed.load(Ordering::SeqCst));
+            output.kept.add(bytes);
+        }
+        let sent = self.seal_and_put(&mut output, bytes);
         drop(output);
         // What is kept is sent again.
-        sent.or_else(|error| self.lose(generation, error).map(|()| self.keeps))
+        sent.map(|()| true).or_else(|error| self.lose(generation, error).map(|()| self.keeps))
     }
 
     /// What blocks, and tells that it does.
@@ -454,6 +461,10 @@ impl<S: Transport> Lasting<S> {
         tag: u64,
         theirs: u64,
     ) -> io::Result<()> {
+        if tag <= self.tag() {
+            // It has been overtaken.
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
         self.begin_switch(libc::SHUT_RDWR);
         let input = lock(&self.input);
         self.go_on(socket, input, sealer, opener, tag, theirs, true)

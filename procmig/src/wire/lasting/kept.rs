@@ -11,7 +11,7 @@ const MOST_KEPT: usize = 32 << 20;
 const KEEP_ROOM: usize = 4 << 20;
 
 /// What was sent and may not have come.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Kept {
     bytes: VecDeque<u8>,
     /// Number of the first of them.
@@ -76,7 +76,7 @@ impl Kept {
 }
 
 /// What is left of a connection that was closed before the peer has said that it has everything.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Remains {
     kept: Kept,
     received: u64,

@@ -90,7 +90,7 @@ fn cut_after(bytes: u64) -> (TcpStream, TcpStream) {
 struct Alarm(Mutex<Sender<()>>);
 
 impl Watcher for Alarm {
-    fn is_lost(&self) {
+    fn is_lost(&self, _: &io::Error) {
         // Whoever makes another may have ended.
         let _ = lock(&self.0).send(());
     }
