@@ -1,14 +1,15 @@
-//! `limits`: home's text with the limits in it that the node keeps.
+//! `limits`: home's text with the limits in it that the node keeps, or knows better.
 
 use std::io::Write as _;
 
 /// What the lines begin with, and the resource that each is about.
-const NAMES: [(&str, u32); 10] = [
+const NAMES: [(&str, u32); 11] = [
     ("Max cpu time", libc::RLIMIT_CPU),
     ("Max data size", libc::RLIMIT_DATA),
     ("Max stack size", libc::RLIMIT_STACK),
     ("Max resident set", libc::RLIMIT_RSS),
     ("Max locked memory", libc::RLIMIT_MEMLOCK),
+    ("Max open files", libc::RLIMIT_NOFILE),
     ("Max address space", libc::RLIMIT_AS),
     ("Max pending signals", libc::RLIMIT_SIGPENDING),
     ("Max nice priority", libc::RLIMIT_NICE),
@@ -56,12 +57,13 @@ mod tests {
         let kept = |resource| match resource {
             libc::RLIMIT_STACK => Some((1 << 20, 2 << 20)),
             libc::RLIMIT_NICE => Some((5, libc::RLIM_INFINITY)),
-            libc::RLIMIT_NOFILE => Some((1, 1)),
+            libc::RLIMIT_NOFILE => Some((30, 40)),
             libc::RLIMIT_RTTIME => Some((1, 1)),
             _ => None,
         };
         let expected = home
             .replace("8388608              unlimited            b", "1048576              2097152              b")
+            .replace("20000                20000                f", "30                   40                   f")
             .replace("0                    0                    \n", "5                    unlimited            \n");
         assert_eq!(String::from_utf8(text(home.as_bytes(), kept)).unwrap(), expected);
     }

@@ -36,6 +36,26 @@ pub fn is_file_size(nr: i64, args: &[u64; 6]) -> bool {
     resource as u32 == libc::RLIMIT_FSIZE
 }
 
+/// Whether `setrlimit` or `prlimit64` is about the caller's own open files, of which home keeps the limit.
+pub fn is_of_open_files(guest: &GuestThread, nr: i64, args: &[u64; 6]) -> bool {
+    let (own, resource) = match nr {
+        libc::SYS_setrlimit => (true, args[0]),
+        _ => (args[0] == 0 || args[0] as i32 == guest.process.pid, args[1]),
+    };
+    own && resource as u32 == libc::RLIMIT_NOFILE
+}
+
+/// The limit that `setrlimit` or `prlimit64` sets, if any and if it can be read.
+pub fn new_limit(guest: &GuestThread, cpu: &mut UserCpu, nr: i64, args: &[u64; 6]) -> Option<(u64, u64)> {
+    let at = if nr == libc::SYS_setrlimit { args[1] } else { args[2] };
+    (at != 0).then(|| read(guest, cpu, at).ok()).flatten()
+}
+
+/// Notes what home has set, to be shown: the deputy's own hard limit stays what it was.
+pub fn note_open_files(guest: &GuestThread, new: (u64, u64)) {
+    lock(&guest.process.identity).limits.insert(libc::RLIMIT_NOFILE, new);
+}
+
 fn current(guest: &GuestThread, resource: u64) -> (u64, u64) {
     let unlimited = (libc::RLIM_INFINITY, libc::RLIM_INFINITY);
     lock(&guest.process.identity).limits.get(&(resource as u32)).copied().unwrap_or(unlimited)

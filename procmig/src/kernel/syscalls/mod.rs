@@ -237,6 +237,14 @@ fn serve(guest: &mut GuestThread, cpu: &mut UserCpu, nr: u64, args: &[u64; 6]) -
             drop(guest.process.descriptors.change(Change::All));
             return outcome;
         }
+        libc::SYS_setrlimit | libc::SYS_prlimit64 if limits::is_of_open_files(guest, number, args) => {
+            let new = limits::new_limit(guest, cpu, number, args);
+            let outcome = by_table(guest, cpu, nr, args);
+            if let (Outcome::Return(0), Some(new)) = (&outcome, new) {
+                limits::note_open_files(guest, new);
+            }
+            return outcome;
+        }
         libc::SYS_readlink
         | libc::SYS_readlinkat
         | libc::SYS_stat
