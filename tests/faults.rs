@@ -3,7 +3,7 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use skein_tests::case::Ending;
-use skein_tests::home::Host;
+use skein_tests::home::{Host, can_host};
 use skein_tests::pty::until;
 use skein_tests::run::ending;
 use std::fs::{self, Permissions};
@@ -29,8 +29,7 @@ const NODE_DIED: i32 = 123;
 /// A host of the test's own, with one node; `None` where there is no `/dev/kvm`, or where another
 /// runner stands in for `mosrun` and nothing here has a meaning.
 fn host() -> Option<Host> {
-    if std::env::var_os("SKEIN_TEST_RUNNER").is_some() || !Path::new("/dev/kvm").exists() {
-        eprintln!("not run: no host here");
+    if !can_host() {
         return None;
     }
     Some(Host::start().unwrap_or_else(|why| panic!("{why}")))

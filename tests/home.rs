@@ -87,6 +87,15 @@ pub fn shared() -> &'static Home {
     })
 }
 
+/// Whether tests can start hosts: there is a `/dev/kvm`, and no other runner stands in for `mosrun`.
+pub fn can_host() -> bool {
+    let can = std::env::var_os("SKEIN_TEST_RUNNER").is_none() && Path::new("/dev/kvm").exists();
+    if !can {
+        eprintln!("not run: no hosts here");
+    }
+    can
+}
+
 /// Two hosts of a cluster on loopback, and what runs programs of the first on the second.
 pub fn elsewhere() -> Home {
     if !Path::new("/dev/kvm").exists() {

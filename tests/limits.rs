@@ -2,10 +2,9 @@
 
 use skein_tests::case::Ending;
 use skein_tests::guest::{Linking, compile};
-use skein_tests::home::Host;
+use skein_tests::home::{Host, can_host};
 use skein_tests::run::ending;
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
 use std::process::{Output, Stdio};
 
 const PYTHON: &str = "/usr/bin/python3";
@@ -13,8 +12,7 @@ const PYTHON: &str = "/usr/bin/python3";
 /// A host of the test's own, with one node; `None` where there is no `/dev/kvm`, or where another
 /// runner stands in for `mosrun` and nothing here has a meaning.
 fn host() -> Option<Host> {
-    if std::env::var_os("SKEIN_TEST_RUNNER").is_some() || !Path::new("/dev/kvm").exists() {
-        eprintln!("not run: no host here");
+    if !can_host() {
         return None;
     }
     Some(Host::start().unwrap_or_else(|why| panic!("{why}")))

@@ -1,5 +1,6 @@
 //! Somebody who has every process of a host migrate all the time, at moments that a seed decides.
 
+use fastrand::Rng;
 pub use procmig::migration::record::Record;
 pub use procmig::wire::control::PostCopy;
 use procmig::wire::control::{MAX_MESSAGE, Migrate, NodeReply, NodeRequest, ProcessStatus, Way};
@@ -75,21 +76,6 @@ pub struct Mover {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// SplitMix64.
-#[derive(Debug, Clone)]
-pub struct Random(pub u64);
-
-impl Random {
-    /// The next number below `limit`.
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit.max(1)
-    }
-}
-
 fn ask(socket: &Path, request: &NodeRequest) -> Result<NodeReply, String> {
     let stream = UnixStream::connect(socket).map_err(|error| error.to_string())?;
     frame::send(&stream, request, &[]).map_err(|error| error.to_string())?;
@@ -162,7 +148,7 @@ impl Mover {
         let one = |seed: u64| {
             let (stop, tally, sockets) = (stop.clone(), tally.clone(), sockets.clone());
             std::thread::spawn(move || {
-                let mut random = Random(seed);
+                let mut random = Rng::with_seed(seed);
                 while !stop.load(Ordering::Relaxed) {
                     turn(&sockets, &mut random, &tally);
                 }
@@ -186,7 +172,7 @@ impl Mover {
     }
 }
 
-fn turn(sockets: &[PathBuf], random: &mut Random, tally: &Mutex<Tally>) {
+fn turn(sockets: &[PathBuf], random: &mut Rng, tally: &Mutex<Tally>) {
     let mut all = Vec::new();
     for (index, socket) in sockets.iter().enumerate() {
         all.extend(processes(socket).unwrap_or_default().into_iter().map(|process| (process.pid, index)));
@@ -203,7 +189,7 @@ fn turn(sockets: &[PathBuf], random: &mut Random, tally: &Mutex<Tally>) {
         let is_new = |&&(pid, _): &&(i32, usize)| tally.seen[&pid].moved + tally.seen[&pid].refused < ENOUGH;
         let new: Vec<_> = all.iter().filter(is_new).copied().collect();
         let all = if new.is_empty() { all } else { new };
-        let chosen = all.get(random.below(all.len() as u64) as usize).copied();
+        let chosen = random.choice(&all).copied();
         if let Some((pid, _)) = chosen {
             tally.seen.entry(pid).and_modify(|life| life.is_moving = true);
         }
@@ -213,9 +199,9 @@ fn turn(sockets: &[PathBuf], random: &mut Random, tally: &Mutex<Tally>) {
         std::thread::sleep(Duration::from_millis(1));
         return;
     };
-    let to = (from + 1 + random.below(sockets.len() as u64 - 1) as usize) % sockets.len();
+    let to = (from + 1 + random.usize(..sockets.len() - 1)) % sockets.len();
     // Some leave their memory behind, to follow when they run.
-    let post_copy = if random.below(3) == 0 { PostCopy::Always } else { PostCopy::Auto };
+    let post_copy = if random.u8(..3) == 0 { PostCopy::Always } else { PostCopy::Auto };
     let result = migrate_with(pid, &sockets[from], &sockets[to], post_copy);
     let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
     tally.seen.entry(pid).and_modify(|life| {
@@ -227,7 +213,7 @@ fn turn(sockets: &[PathBuf], random: &mut Random, tally: &Mutex<Tally>) {
         *tally.refused.entry(reason).or_default() += 1;
     }
     drop(tally);
-    std::thread::sleep(Duration::from_micros(random.below(3000)));
+    std::thread::sleep(Duration::from_micros(random.u64(..3000)));
 }
 
 impl Drop for Mover {

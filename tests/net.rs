@@ -82,6 +82,31 @@ impl Network {
         network
     }
 
+    /// So many hosts of a cluster whose authority is the first; `None` where tests can start none.
+    ///
+    /// # Panics
+    /// As [`Network::new`].
+    pub fn cluster(hosts: usize) -> Option<Self> {
+        home::can_host().then(|| {
+            let network = Self::new(hosts);
+            network.join();
+            network
+        })
+    }
+
+    /// Makes a cluster of the hosts, whose authority is the first.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn join(&self) {
+        let (first, others) = self.hosts.split_first().expect("a host");
+        first.says(&["cluster", "init", "--name", "lab"]);
+        for other in others {
+            let token = first.says(&["cluster", "invite"]);
+            other.says(&["cluster", "join", token.trim()]);
+        }
+    }
+
     /// The hosts.
     pub fn hosts(&self) -> &[NetHost] {
         &self.hosts

@@ -4,7 +4,7 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use skein_tests::compare::check_in;
-use skein_tests::home::{Home, Host, Setup, elsewhere};
+use skein_tests::home::{Home, Host, Setup, can_host, elsewhere};
 use skein_tests::net::Network;
 use skein_tests::{Case, bash, exec, python};
 use std::io::{BufRead, BufReader, Read};
@@ -223,14 +223,8 @@ fn a_host_that_is_removed_runs_nothing_more() {
 
 #[test]
 fn a_program_runs_across_a_network_and_ends_with_it() {
-    if hosts().is_none() {
-        return;
-    }
-    let network = Network::new(2);
-    let [first, second] = network.hosts() else { panic!("two hosts") };
-    first.says(&["cluster", "init", "--name", "lab"]);
-    let token = first.says(&["cluster", "invite"]);
-    second.says(&["cluster", "join", token.trim()]);
+    let Some(network) = Network::cluster(2) else { return };
+    let first = &network.hosts()[0];
     let mosrun = |arguments: &[&str]| -> Command {
         let mut command = first.command(skein_tests::home::skein_binary().expect("skein"));
         command.args(["run", "--home-timeout", "0", "-r", "host-2"]).args(arguments).stdin(Stdio::null());
@@ -248,7 +242,7 @@ fn a_program_runs_across_a_network_and_ends_with_it() {
 
 #[test]
 fn the_clocks_are_homes_wherever_a_program_runs() {
-    if hosts().is_none() {
+    if !can_host() {
         return;
     }
     const AHEAD: i64 = 10_000_000;
@@ -261,9 +255,7 @@ fn the_clocks_are_homes_wherever_a_program_runs() {
         text.split(' ').next().and_then(|seconds| seconds.parse().ok()).unwrap_or_else(|| panic!("{text:?}"))
     };
     assert!(uptime(second) > uptime(first) + AHEAD as f64 - 1000.0, "its clocks are not ahead");
-    first.says(&["cluster", "init", "--name", "lab"]);
-    let token = first.says(&["cluster", "invite"]);
-    second.says(&["cluster", "join", token.trim()]);
+    network.join();
     // Its time is asked for again and again; sleeps until a time and timed waits for locks are by these clocks.
     let program = "import threading, time\n\
         names = ['CLOCK_REALTIME', 'CLOCK_MONOTONIC', 'CLOCK_MONOTONIC_RAW', 'CLOCK_BOOTTIME', 'CLOCK_TAI']\n\

@@ -7,6 +7,7 @@ mod decoders;
 #[path = "../../tests/migration/sample.rs"]
 mod sample;
 
+use fastrand::Rng;
 use procmig::migration::cpu::CpuFeatures;
 use procmig::migration::image::{CallImage, ForwardedCall, TimerImage};
 use procmig::migration::wire::{Content, FromSource, Offer, Owner, Reply, Run};
@@ -25,63 +26,47 @@ use procmig::wire::sealed::{Cipher, DirectionKeys, StreamKeys};
 use vmm::addr::GuestVirtAddr;
 use vmm::regs::Regs;
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end.max(1) as u64) as usize
-    }
-
-    /// A copy with a few things wrong.
-    fn damaged(&mut self, whole: &[u8]) -> Vec<u8> {
-        let mut bytes = whole.to_vec();
-        for _ in 0..1 + self.below(4) {
-            let at = self.below(bytes.len());
-            match self.below(6) {
-                _ if bytes.is_empty() => bytes.push(self.next() as u8),
-                0 => bytes.truncate(at),
-                1 => bytes.insert(at, self.next() as u8),
-                2 => bytes[at] ^= 1 << self.below(8),
-                3 => {
-                    let end = (at + 8).min(bytes.len());
-                    bytes[at..end].fill([0, 0x7f, 0x80, 0xff][self.below(4)]);
-                }
-                4 => {
-                    let from = self.below(bytes.len());
-                    let length = self.below(16).min(bytes.len() - at).min(bytes.len() - from);
-                    bytes.copy_within(from..from + length, at);
-                }
-                _ => bytes[at] = self.next() as u8,
+/// A copy with a few things wrong.
+fn damaged(random: &mut Rng, whole: &[u8]) -> Vec<u8> {
+    let mut bytes = whole.to_vec();
+    for _ in 0..random.u8(1..=4) {
+        let at = random.usize(..bytes.len().max(1));
+        match random.u8(..6) {
+            _ if bytes.is_empty() => bytes.push(random.u8(..)),
+            0 => bytes.truncate(at),
+            1 => bytes.insert(at, random.u8(..)),
+            2 => bytes[at] ^= 1 << random.u8(..8),
+            3 => {
+                let end = (at + 8).min(bytes.len());
+                bytes[at..end].fill([0, 0x7f, 0x80, 0xff][random.usize(..4)]);
             }
+            4 => {
+                let from = random.usize(..bytes.len().max(1));
+                let length = random.usize(..16).min(bytes.len() - at).min(bytes.len() - from);
+                bytes.copy_within(from..from + length, at);
+            }
+            _ => bytes[at] = random.u8(..),
         }
-        bytes
     }
+    bytes
+}
 
-    fn noise(&mut self) -> Vec<u8> {
-        let small = self.below(2) == 0;
-        (0..self.below(600)).map(|_| self.next() as u8 & if small { 7 } else { 0xff }).collect()
-    }
+fn noise(random: &mut Rng) -> Vec<u8> {
+    let small = random.bool();
+    (0..random.usize(..600)).map(|_| random.u8(..) & if small { 7 } else { 0xff }).collect()
 }
 
 fn attack(seed: u64, rounds: usize, seeds: &[Vec<u8>], decode: fn(&[u8])) {
-    let mut random = Random(seed);
+    let mut random = Rng::with_seed(seed);
     for seed in seeds {
         decode(seed);
     }
     for round in 0..rounds {
         let input = if seeds.is_empty() || round % 4 == 0 {
-            random.noise()
+            noise(&mut random)
         } else {
-            let whole = &seeds[random.below(seeds.len())];
-            random.damaged(whole)
+            let whole = &seeds[random.usize(..seeds.len())];
+            damaged(&mut random, whole)
         };
         decode(&input);
     }

@@ -55,13 +55,7 @@ fn cancelled_reads_and_polls_lose_nothing() {
         workers.push(std::thread::spawn(move || {
             let mut call = CallChannel::new(connection.into());
             let memory = FakeMemory::new(4096);
-            let mut random = 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(n + 1);
-            let mut next = move || {
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                random
-            };
+            let mut random = fastrand::Rng::with_seed(n);
             let take = Arc::new(AtomicU64::new(0));
             let taken = take.clone();
             let writer = std::thread::spawn(move || {
@@ -76,17 +70,17 @@ fn cancelled_reads_and_polls_lose_nothing() {
             });
             let (mut expected, mut broken) = (0, 0);
             while expected < RECORDS {
-                let poll = next() % 4 == 0;
+                let poll = random.u8(..4) == 0;
                 memory.put(100, &[&(reader as u32).to_le_bytes()[..], &[1, 0, 0, 0]].concat());
                 let (nr, args) = match poll {
                     true => (SYS_poll, [BASE + 100, 1, 5000, 0, 0, 0]),
                     false => (SYS_read, [reader, BASE, 8, 0, 0, 0]),
                 };
                 let seq = call.begin_call(nr as u32, &args, 0, &memory).unwrap();
-                let late = next() % 3 == 0;
-                let cancelled = !late && next() % 2 == 0;
+                let late = random.u8(..3) == 0;
+                let cancelled = !late && random.bool();
                 if late || cancelled {
-                    std::thread::sleep(Duration::from_micros(next() % 60));
+                    std::thread::sleep(Duration::from_micros(random.u64(..60)));
                     // One write, so that frames of threads do not mix.
                     let seq = if late { seq.wrapping_sub(1) } else { seq };
                     let bytes = frame::encode(&ToDeputy::Cancel { tid, seq }).unwrap();

@@ -4,9 +4,7 @@ use crate::wandering::wander;
 use crate::{Cluster, HOSTS, ended_well, numbered, says, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use skein_tests::home::{Home, elsewhere};
 use skein_tests::mishaps::{self, NODE_DIED, Then, goes_on, in_time};
-use skein_tests::mover::Random;
 use skein_tests::net::Network;
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
@@ -134,18 +132,11 @@ fn at_each_step_a_fault_leaves_the_process_at_one_host() {
 /// is at home then and goes on, or it was away and is lost, which is said.
 #[test]
 fn a_cable_that_is_pulled_leaves_the_process_at_one_host_or_none() {
-    if !matches!(elsewhere(), Home::Ready(_)) {
-        eprintln!("not run: no hosts here");
-        return;
-    }
-    let network = Network::new(2);
+    let Some(network) = Network::cluster(2) else { return };
     let [first, second] = network.hosts() else { panic!("two hosts") };
-    first.says(&["cluster", "init", "--name", "lab"]);
-    let token = first.says(&["cluster", "invite"]);
-    second.says(&["cluster", "join", token.trim()]);
     first.says(&["node", "launch"]);
     second.says(&["node", "launch"]);
-    let mut random = Random(8);
+    let mut random = fastrand::Rng::with_seed(8);
     let (mut stayed, mut lost) = (0, 0);
     for round in 0..8 {
         let mut command = first.command(skein_tests::home::skein_binary().expect("skein"));
@@ -170,7 +161,7 @@ fn a_cable_that_is_pulled_leaves_the_process_at_one_host_or_none() {
             assert!(output.status.success(), "{output:?}");
         }
         let to = if round % 2 == 1 { "home" } else { "host-2" };
-        let wait = Duration::from_micros(random.below(60_000));
+        let wait = Duration::from_micros(random.u64(..60_000));
         std::thread::scope(|scope| {
             let moving = scope.spawn(|| first.skein(&["migrate", &pid, to]));
             std::thread::sleep(wait);

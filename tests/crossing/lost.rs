@@ -4,7 +4,6 @@
 use crate::{ended_well, numbered, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use skein_tests::home::{Home, elsewhere};
 use skein_tests::net::{NetHost, Network};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Stdio};
@@ -15,16 +14,8 @@ const LOST: i32 = 123;
 
 /// Two hosts of a cluster with a node each, on a network of their own.
 fn network() -> Option<Network> {
-    if !matches!(elsewhere(), Home::Ready(_)) {
-        eprintln!("not run: no hosts here");
-        return None;
-    }
-    let network = Network::new(2);
-    let [first, second] = network.hosts() else { panic!("two hosts") };
-    first.says(&["cluster", "init", "--name", "lab"]);
-    let token = first.says(&["cluster", "invite"]);
-    second.says(&["cluster", "join", token.trim()]);
-    second.says(&["node", "launch", "--name", "node-1"]);
+    let network = Network::cluster(2)?;
+    network.hosts()[1].says(&["node", "launch", "--name", "node-1"]);
     Some(network)
 }
 

@@ -1,22 +1,14 @@
 //! Links that are slower than memory.
 
 use crate::LATE;
-use skein_tests::home::{Home, elsewhere, skein_binary};
+use skein_tests::home::skein_binary;
 use skein_tests::net::{NetHost, Network};
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
 /// Two hosts of a cluster with a cable of so many bits a second; `None` where there are none.
 fn network(rate: &str) -> Option<Network> {
-    if !matches!(elsewhere(), Home::Ready(_)) {
-        eprintln!("not run: no hosts here");
-        return None;
-    }
-    let network = Network::new(2);
-    let [first, second] = network.hosts() else { panic!("two hosts") };
-    first.says(&["cluster", "init", "--name", "lab"]);
-    let token = first.says(&["cluster", "invite"]);
-    second.says(&["cluster", "join", token.trim()]);
+    let network = Network::cluster(2)?;
     network.limit(1, rate);
     Some(network)
 }

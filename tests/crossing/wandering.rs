@@ -4,7 +4,6 @@ use crate::{Cluster, ended_well, numbered, words};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use skein_tests::guest::{Linking, program};
-use skein_tests::mover::Random;
 use std::fs;
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -25,17 +24,17 @@ fn a_program_that_notices_everything_notices_nothing_of_a_hundred_hosts() {
     let Some(cluster) = Cluster::start(3) else { return };
     let (mut child, file) = wander(&cluster, "3600", false);
     let pid = child.id() as i32;
-    let mut random = Random(11);
+    let mut random = fastrand::Rng::with_seed(11);
     let (mut at, mut late) = (0, 0);
     let mut freezes = Vec::new();
     for number in 0..100 {
-        let to = (at + 1 + random.below(2) as usize) % 3;
+        let to = (at + 1 + random.usize(..2)) % 3;
         assert!(child.try_wait().expect("a child").is_none(), "{number}: {:?}", child.wait_with_output());
         let record = cluster.migrate_for_sure(pid, to, &mut late);
         freezes.push(record["freeze_micros"].as_u64().expect("a number"));
         assert_eq!(cluster.at(pid), Some(to));
         at = to;
-        std::thread::sleep(Duration::from_micros(random.below(10_000)));
+        std::thread::sleep(Duration::from_micros(random.u64(..10_000)));
     }
     kill(Pid::from_raw(pid), Signal::SIGUSR1).expect("it runs");
     let said = ended_well(child);
@@ -211,8 +210,8 @@ fn much_that_is_read_comes_whole() {
     let mut child = cluster.mosrun(&words(&["/usr/bin/python3", "-c", script]));
     let pid = child.id() as i32;
     let bytes: Vec<u8> = {
-        let mut random = Random(5);
-        (0..8 << 20).map(|_| random.below(256) as u8).collect()
+        let mut random = fastrand::Rng::with_seed(5);
+        (0..8 << 20).map(|_| random.u8(..)).collect()
     };
     let mut stdin = child.stdin.take().expect("a pipe");
     let to_write = bytes.clone();

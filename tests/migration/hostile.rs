@@ -7,7 +7,6 @@ use procmig::migration::cpu::CpuFeatures;
 use procmig::migration::wire::{Content, FromSource, Offer, Owner, Reply, Run, Ticket};
 use procmig::wire::control::{Adopt, MAX_MESSAGE, NodeReply, NodeRequest, ToNode, VERSION};
 use procmig::wire::frame;
-use skein_tests::mover::Random;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -148,27 +147,27 @@ fn damaged_migrations_are_refused_and_leave_nothing() {
         drop(stream);
         recovers(&pair, before);
     }
-    let mut random = Random(11);
+    let mut random = fastrand::Rng::with_seed(11);
     let (mut taken, mut adopted) = (0, 0);
     for round in 1..=400 {
         let pid = PID + round;
         let mut messages = if round % 4 == 0 { packed_conversation(pid) } else { conversation(pid) };
-        let which = random.below(messages.len() as u64) as usize;
-        for _ in 0..=random.below(4) {
+        let which = random.usize(..messages.len());
+        for _ in 0..=random.u8(..4) {
             let message = &mut messages[which];
             // Lengths and headers are worth more than what pages hold.
             let span = if which == 0 { 64 } else { message.len() as u64 };
-            let at = random.below(span.min(message.len() as u64)) as usize;
-            match random.below(6) {
-                0 => message[at] = random.below(256) as u8,
-                1 => message[at] ^= 1 << random.below(8),
+            let at = random.u64(..span.min(message.len() as u64)) as usize;
+            match random.u8(..6) {
+                0 => message[at] = random.u8(..),
+                1 => message[at] ^= 1 << random.u8(..8),
                 2 => message[at] = 0xff,
-                3 => message.insert(at, random.below(256) as u8),
+                3 => message.insert(at, random.u8(..)),
                 4 => drop(message.remove(at)),
                 _ => message.truncate(at.max(1)),
             }
             // Else the length would be all that is wrong.
-            if random.below(4) > 0 && which > 0 && message.len() > 4 {
+            if random.u8(..4) > 0 && which > 0 && message.len() > 4 {
                 let length = (message.len() - 4) as u32;
                 message[..4].copy_from_slice(&length.to_le_bytes());
             }

@@ -9,7 +9,7 @@ mod sample;
 mod views;
 mod wandering;
 
-use skein_tests::home::Host;
+use skein_tests::home::{Host, can_host};
 use skein_tests::mover;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -31,8 +31,7 @@ impl Pair {
 
     /// The same with variables in the environment of host and nodes.
     fn start_with(environment: &[(&str, &str)]) -> Option<Self> {
-        if std::env::var_os("SKEIN_TEST_RUNNER").is_some() || !Path::new("/dev/kvm").exists() {
-            eprintln!("not run: no host here");
+        if !can_host() {
             return None;
         }
         let mut host = Host::prepare().unwrap_or_else(|why| panic!("{why}"));

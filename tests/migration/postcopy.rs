@@ -5,7 +5,7 @@ use crate::{Pair, numbered, until, words};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use skein_tests::mishaps::NODE_DIED;
-use skein_tests::mover::{PostCopy, Random};
+use skein_tests::mover::PostCopy;
 use std::io::{BufRead, BufReader, Write};
 use std::process::Child;
 use std::time::Duration;
@@ -15,7 +15,7 @@ fn a_program_that_notices_everything_notices_nothing_of_memory_that_follows() {
     let Some(pair) = Pair::start() else { return };
     let (mut child, file) = wander(&pair, "3600", "numbers");
     let pid = child.id() as i32;
-    let mut random = Random(5);
+    let mut random = fastrand::Rng::with_seed(5);
     let (mut late, mut followed, mut longest) = (0, 0, 0);
     for number in 0..200 {
         let record = loop {
@@ -33,7 +33,7 @@ fn a_program_that_notices_everything_notices_nothing_of_memory_that_follows() {
         };
         followed += record.post_copy.pages;
         longest = longest.max(record.freeze_micros);
-        std::thread::sleep(Duration::from_micros(random.below(10_000)));
+        std::thread::sleep(Duration::from_micros(random.u64(..10_000)));
     }
     kill(Pid::from_raw(pid), Signal::SIGUSR1).expect("it runs");
     let said = ended_well(child);

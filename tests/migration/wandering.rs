@@ -2,7 +2,6 @@
 
 use crate::{Pair, numbered, words};
 use skein_tests::guest::{Linking, program};
-use skein_tests::mover;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
@@ -43,7 +42,7 @@ fn a_program_that_notices_everything_notices_nothing_of_500_migrations() {
     let Some(pair) = Pair::start() else { return };
     let (mut child, file) = wander(&pair, "3600", "numbers");
     let pid = child.id() as i32;
-    let mut random = mover::Random(4);
+    let mut random = fastrand::Rng::with_seed(4);
     let (mut longest, mut late) = (0, 0);
     for number in 0..500 {
         // Where others load the machine one may take longer than a process may stand still; it stays then.
@@ -59,7 +58,7 @@ fn a_program_that_notices_everything_notices_nothing_of_500_migrations() {
         }
         let record = record.expect("just seen");
         longest = longest.max(record.freeze_micros);
-        std::thread::sleep(std::time::Duration::from_micros(random.below(10_000)));
+        std::thread::sleep(std::time::Duration::from_micros(random.u64(..10_000)));
     }
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGUSR1).expect("it runs");
     let said = ended_well(child);

@@ -5,20 +5,8 @@ use super::*;
 use crate::deputy::threads::NewConnection;
 use crate::deputy::{descriptors, threads::THREADS};
 use crate::wire::call::ReplyHeader;
+use fastrand::Rng;
 use std::io::Write;
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit
-    }
-}
 
 /// The deputy's end of a new connection, and the node's.
 fn connection() -> (Connection, UnixStream) {
@@ -42,8 +30,8 @@ fn request(seq: u32, fd: RawFd, number: u32) -> Vec<u8> {
     [&header.encode()[..], &4_u32.to_le_bytes(), &number.to_le_bytes()].concat()
 }
 
-fn spin(random: &mut Random) {
-    let until = Instant::now() + Duration::from_nanos(random.below(30_000));
+fn spin(random: &mut Rng) {
+    let until = Instant::now() + Duration::from_nanos(random.u64(..30_000));
     while Instant::now() < until {
         std::hint::spin_loop();
     }
@@ -53,7 +41,7 @@ fn spin(random: &mut Random) {
 fn replies_follow_a_process_that_goes_on_and_on() {
     const CALLS: u32 = 10_000;
     const SEED: u64 = 1;
-    let random = &mut Random(SEED);
+    let random = &mut Rng::with_seed(SEED);
     let (mut numbers, to) = std::io::pipe().expect("descriptors");
     let (deputys, mut node) = connection();
     let (started, starts) = std::sync::mpsc::channel();
@@ -77,7 +65,7 @@ fn replies_follow_a_process_that_goes_on_and_on() {
         let number = seq - 1;
         node.write_all(&request(seq, to.as_raw_fd(), number)).expect("it is served");
         // The nodes that it leaves while it waits do not read the reply.
-        for _ in 0..random.below(4) {
+        for _ in 0..random.u64(..4) {
             spin(random);
             let (connection, next) = connection();
             thread.reconnect(NewConnection { connection, seq, awaits: true });
@@ -88,7 +76,7 @@ fn replies_follow_a_process_that_goes_on_and_on() {
         let reply = ReplyHeader::decode(&reply);
         assert_eq!((reply.seq, reply.ret, reply.length), (seq, 4, 0), "seed {SEED}");
         // Those that it leaves when it has it have nothing to send again.
-        for _ in 0..random.below(2) {
+        for _ in 0..random.u64(..2) {
             let (connection, next) = connection();
             thread.reconnect(NewConnection { connection, seq, awaits: false });
             node = next;

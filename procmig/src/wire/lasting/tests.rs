@@ -2,27 +2,11 @@
 
 use super::super::sealed::{Cipher, DirectionKeys};
 use super::*;
+use fastrand::Rng;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-}
 
 /// The sealers and openers of both ends, with keys of this number.
 fn ends(number: u64) -> [(Sealer, Opener); 2] {
@@ -98,14 +82,15 @@ impl Watcher for Alarm {
 
 /// The bytes that are sent one way.
 fn content(from: u64, length: usize) -> Vec<u8> {
-    let mut random = Random(from);
-    (0..length.div_ceil(8)).flat_map(|_| random.next().to_le_bytes()).take(length).collect()
+    let mut bytes = vec![0; length];
+    Rng::with_seed(from).fill(&mut bytes);
+    bytes
 }
 
 /// Makes another socket whenever one is lost, until all is `done`; gives how often.
 fn mend(
     seed: u64,
-    mut random: Random,
+    mut random: Rng,
     lost: &Receiver<()>,
     done: &AtomicBool,
     [a, b]: [&Arc<Lasting<TcpStream>>; 2],
@@ -116,7 +101,7 @@ fn mend(
         let _ = lost.recv_timeout(Duration::from_millis(5));
         while a.is_lost() {
             count += 1;
-            let (one, other) = cut_after(random.below(1 << 18));
+            let (one, other) = cut_after(random.u64(..1 << 18));
             let [(sealer_a, mut opener_a), (sealer_b, opener_b)] = ends(seed << 32 | count);
             let reopened = a.reopen(count, |received| {
                 let b = b.clone();
@@ -154,9 +139,9 @@ fn reads(of: &Lasting<TcpStream>, length: usize, now: bool, done: &AtomicBool) -
     Ok(all)
 }
 
-fn writes(to: &Lasting<TcpStream>, mut random: Random, mut bytes: &[u8], done: &AtomicBool) -> io::Result<()> {
+fn writes(to: &Lasting<TcpStream>, mut random: Rng, mut bytes: &[u8], done: &AtomicBool) -> io::Result<()> {
     while !bytes.is_empty() && !done.load(Ordering::SeqCst) {
-        let (chunk, rest) = bytes.split_at((1 + random.below(40_000) as usize).min(bytes.len()));
+        let (chunk, rest) = bytes.split_at(random.usize(1..=40_000).min(bytes.len()));
         if chunk.len() > 1000 {
             to.send(chunk)?;
         } else if !to.try_send(chunk)? {
@@ -175,8 +160,8 @@ fn or_all<T>(done: &AtomicBool, result: io::Result<T>) -> io::Result<T> {
 
 /// Sends both ways over connections that are cut, and gives how often they were.
 fn goes_on(seed: u64, length: usize) -> u64 {
-    let mut random = Random(seed);
-    let (one, other) = cut_after(random.below(1 << 16));
+    let mut random = Rng::with_seed(seed);
+    let (one, other) = cut_after(random.u64(..1 << 16));
     let [a, b] = ends(seed << 32);
     let a = Arc::new(Lasting::new(one, a.0, a.1, 0, true));
     let b = Arc::new(Lasting::new(other, b.0, b.1, 0, true));
@@ -184,7 +169,7 @@ fn goes_on(seed: u64, length: usize) -> u64 {
     b.last();
     let (lost, mender) = channel();
     a.watch(Box::new(Alarm(Mutex::new(lost))));
-    let mut part = || Random(random.next());
+    let mut part = || random.fork();
     let (first, second, third) = (part(), part(), part());
     let (to_b, to_a) = (content(seed, length), content(!seed, length / 2));
     let done = &AtomicBool::new(false);
