@@ -45,9 +45,16 @@ const LONG: Duration = Duration::from_secs(15);
 /// If there can be no more threads.
 pub(super) fn start(stream: Connection) -> io::Result<()> {
     RELAYED.store(0, Ordering::SeqCst);
+    spawn(move || run(stream))
+}
+
+/// Starts a thread that is none of the guest's.
+///
+/// # Errors
+/// If there can be no more threads.
+pub(super) fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let mask = signals::set_mask(u64::MAX);
-    let started = std::thread::Builder::new().name(NAME.into()).stack_size(STACK);
-    let started = started.spawn(move || run(stream));
+    let started = std::thread::Builder::new().name(NAME.into()).stack_size(STACK).spawn(work);
     signals::set_mask(mask);
     started.map(drop)
 }
@@ -133,7 +140,7 @@ impl Control {
         } else if control || has_more {
             match self.stream.receive_message(MAX_MESSAGE) {
                 Ok((message, passed)) => self.hear(message, passed),
-                Err(_) => end::lost(),
+                Err(_) => end::control_lost(),
             }
         }
     }
@@ -142,18 +149,18 @@ impl Control {
     fn take(&mut self) {
         let mut chunk = [0; CHUNK];
         match self.stream.receive_now(&mut chunk) {
-            Ok(0) => end::lost(),
+            Ok(0) => end::control_lost(),
             Ok(count) => self.partial.extend_from_slice(&chunk[..count]),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => return,
-            Err(_) => end::lost(),
+            Err(_) => end::control_lost(),
         }
         while let Some(head) = self.partial.first_chunk::<4>() {
             let length = u32::from_le_bytes(*head) as usize;
             if length > MAX_MESSAGE {
-                end::lost();
+                end::control_lost();
             }
             let Some(body) = self.partial.get(4..4 + length) else { return };
-            let Ok(message) = postcard::from_bytes(body) else { end::lost() };
+            let Ok(message) = postcard::from_bytes(body) else { end::control_lost() };
             self.partial.drain(..4 + length);
             self.hear(message, Vec::new());
         }

@@ -1,11 +1,11 @@
 //! The ends of a deputy: the guest's own, and that of its node.
 
-use super::control::write;
+use super::control::{self, write};
 use super::threads::lock;
 use super::{kernel, link, signals};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Exit status of a deputy whose node is gone.
 pub const LOST_STATUS: i32 = 123;
@@ -16,6 +16,13 @@ const GRACE: Duration = Duration::from_millis(300);
 /// The same between hosts, where what was lost on the way is sent again.
 const REMOTE_GRACE: Duration = Duration::from_secs(1);
 
+/// By how much what comes over one connection may be later than what comes over another, if the network was away for as
+/// long as it may be: TCP sends again after ever longer pauses.
+const REMOTE_DELAY: Duration = Duration::from_secs(10);
+
+/// Between two looks for the end of the control connection.
+const LOOK: Duration = Duration::from_millis(10);
+
 /// The program's name and its node's, for messages.
 pub(super) static NAMES: Mutex<(Vec<u8>, String)> = Mutex::new((Vec::new(), String::new()));
 
@@ -24,11 +31,47 @@ static MEMORY_LOST: AtomicBool = AtomicBool::new(false);
 
 static LOST: AtomicBool = AtomicBool::new(false);
 
+/// There is nothing more to come over the control connection.
+static CONTROL_ENDED: AtomicBool = AtomicBool::new(false);
+
+/// Somebody waits for the end of the control connection, to end then.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
 /// The node is gone: says so and exits. The process may be told to exit on one connection while
-/// another is closed already, and then that is what it does.
+/// another is closed already, and then that is what it does; or, by the control connection, why it is lost.
 pub(super) fn lost() -> ! {
+    if link::is_remote() {
+        let since = Instant::now();
+        while !CONTROL_ENDED.load(Ordering::SeqCst) && since.elapsed() < REMOTE_DELAY {
+            std::thread::sleep(LOOK);
+        }
+    }
     std::thread::sleep(if link::is_remote() { REMOTE_GRACE } else { GRACE });
     leave("")
+}
+
+/// The same where nothing is to come over the control connection any more: it has ended, or the network is lost.
+pub(super) fn control_lost() -> ! {
+    CONTROL_ENDED.store(true, Ordering::SeqCst);
+    lost()
+}
+
+/// As [`lost`], on a thread of its own: who calls it may be who reads the control connection.
+pub(super) fn lost_soon() {
+    if !ENDING.swap(true, Ordering::SeqCst) {
+        control::spawn(|| lost()).unwrap_or_else(|_| lost());
+    }
+}
+
+/// In a child: it has connections of its own.
+pub(super) fn forget() {
+    CONTROL_ENDED.store(false, Ordering::SeqCst);
+    ENDING.store(false, Ordering::SeqCst);
+}
+
+/// Whether [`lost_soon`] was called.
+pub(super) fn is_ending() -> bool {
+    ENDING.load(Ordering::SeqCst)
 }
 
 /// The node could not be reached for so long: says so and exits.

@@ -2,11 +2,10 @@
 //! may take long to answer.
 
 use super::connection::{self, Connection};
-use super::control::{NAME, STACK};
+use super::control;
 use super::descriptors::{self, Own};
 use super::link::{self, Link, PATIENCE};
 use super::moving::MoveError;
-use super::signals;
 use super::threads::lock;
 use crate::migration::faults::{self, Step};
 use crate::wire::control::HostId;
@@ -114,14 +113,11 @@ impl Search {
         let (done, doing) = descriptors::socketpair(&descriptors::making())?;
         let result = Arc::new(Mutex::new(None));
         let place = result.clone();
-        let mask = signals::set_mask(u64::MAX);
-        let started = std::thread::Builder::new().name(NAME.into()).stack_size(STACK).spawn(move || {
+        control::spawn(move || {
             let found = find(host.as_ref(), &node, threads);
             *lock(&place) = Some(found);
             drop(doing);
-        });
-        signals::set_mask(mask);
-        started?;
+        })?;
         Ok(Self { epoch, done, result })
     }
 

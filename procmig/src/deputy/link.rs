@@ -58,7 +58,7 @@ pub(super) fn is_remote() -> bool {
 /// What is to be watched: it becomes readable when the link ends. -1 where there is none, or where it has and another is
 /// made.
 pub(super) fn watched() -> RawFd {
-    if remaking::is_active() {
+    if remaking::is_active() || end::is_ending() {
         return -1;
     }
     lock(&LINK).as_ref().map_or(-1, |link| link.watched())

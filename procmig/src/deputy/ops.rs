@@ -200,6 +200,7 @@ fn try_fork() -> io::Result<Option<Next>> {
     descriptors::close_all_but(&keep);
     report::forget();
     moving::forget();
+    end::forget();
     let started = signals::open(&making).and_then(|()| control::start(control));
     drop(making);
     if started.is_err() {

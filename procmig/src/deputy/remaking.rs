@@ -5,13 +5,13 @@
 //! Each process does this for itself, on a thread of its own that is there only then; whoever finds a connection lost
 //! starts it.
 
-use super::control::{NAME, STACK};
+use super::control;
 use super::descriptors::Own;
+use super::end;
 use super::finding;
 use super::link::{self, LINK, Link, PATIENCE, ResumeError};
 use super::moving::MoveError;
 use super::threads::lock;
-use super::{end, signals};
 use crate::wire::lasting::{Lasting, Watcher, is_cut, tcp_state};
 use crate::wire::link::{ConnectionId, LinkId};
 use std::io;
@@ -155,7 +155,9 @@ pub(super) fn link_has_news() {
     match look(&link) {
         State::There => {}
         State::Lost if patience() > 0 => begin(true),
-        State::Lost | State::Ended => end::lost(),
+        State::Lost => end::control_lost(),
+        // Who looks may be who reads what the node had to say before it ended.
+        State::Ended => end::lost_soon(),
     }
 }
 
@@ -175,10 +177,7 @@ fn begin(is_lost: bool) {
         return;
     }
     drop(link);
-    let mask = signals::set_mask(u64::MAX);
-    let started = std::thread::Builder::new().name(NAME.into()).stack_size(STACK).spawn(move || run(old, is_lost));
-    signals::set_mask(mask);
-    if started.is_err() {
+    if control::spawn(move || run(old, is_lost)).is_err() {
         end::lost();
     }
 }
