@@ -14,6 +14,7 @@ pub mod home;
 pub mod mishaps;
 pub mod mover;
 pub mod net;
+pub mod pages;
 pub mod pty;
 pub mod run;
 pub mod tree;

@@ -4,6 +4,7 @@
 mod clocks;
 mod ends;
 mod faults;
+mod following;
 mod lost;
 mod slow;
 mod wandering;
@@ -82,19 +83,28 @@ impl Cluster {
 
     /// Has a process go to a host; gives the record of it.
     fn migrate(&self, pid: i32, to: usize) -> Result<serde_json::Value, String> {
+        self.migrate_with(pid, to, &[])
+    }
+
+    /// The same with options.
+    fn migrate_with(&self, pid: i32, to: usize, options: &[&str]) -> Result<serde_json::Value, String> {
         let to = if to == 0 { "home".to_owned() } else { format!("{}/node-1", HOSTS[to]) };
-        let said = self.home().skein(&["migrate", "--json", &pid.to_string(), &to])?;
+        let said = self.home().skein(&[&["migrate", "--json", &pid.to_string(), &to], options].concat())?;
         let record = said.lines().last().ok_or("it says nothing")?;
         serde_json::from_str(record).map_err(|error| format!("{error}: {said}"))
     }
 
     /// The same, unless it is there; a few may be late, which `late` counts.
     fn migrate_for_sure(&self, pid: i32, to: usize, late: &mut u32) -> serde_json::Value {
+        self.migrate_with_for_sure(pid, to, &[], late)
+    }
+
+    fn migrate_with_for_sure(&self, pid: i32, to: usize, options: &[&str], late: &mut u32) -> serde_json::Value {
         loop {
             if self.at(pid) == Some(to) {
                 return serde_json::Value::Null;
             }
-            match self.migrate(pid, to) {
+            match self.migrate_with(pid, to, options) {
                 Ok(record) => return record,
                 Err(why) => {
                     *late += 1;

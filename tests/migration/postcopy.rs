@@ -6,6 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use skein_tests::mishaps::NODE_DIED;
 use skein_tests::mover::PostCopy;
+use skein_tests::pages::numbered as numbered_program;
 use std::io::{BufRead, BufReader, Write};
 use std::process::Child;
 use std::time::Duration;
@@ -41,30 +42,8 @@ fn a_program_that_notices_everything_notices_nothing_of_memory_that_follows() {
     eprintln!("{followed} pages followed; the longest freeze: {longest} us; it said: {said}");
 }
 
-/// A program with 64 MiB of numbered pages that says `ready`, and then does what each line tells it to.
-const NUMBERED: &str = "
-import ctypes, mmap, os, struct, sys
-PAGES = 16384
-memory = mmap.mmap(-1, PAGES * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-for page in range(PAGES): struct.pack_into('<Q', memory, page * 4096 + page % 4089, page + 1)
-def check(pages):
-    for page in pages:
-        got = struct.unpack_from('<Q', memory, page * 4096 + page % 4089)[0]
-        assert got == page + 1, (page, got)
-def forked(pages):
-    child = os.fork()
-    if child == 0:
-        try:
-            check(pages)
-            for page in pages: struct.pack_into('<Q', memory, page * 4096 + page % 4089, 0)
-            os._exit(0)
-        finally: os._exit(1)
-    return child
-print('ready', flush=True)
-";
-
 fn numbered_pages(pair: &Pair, then: &str) -> (Child, BufReader<std::process::ChildStdout>) {
-    let script = format!("{NUMBERED}{then}");
+    let script = numbered_program(then);
     let mut child = pair.start_at_a(&words(&["/usr/bin/python3", "-c", &script]));
     let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
     let mut line = String::new();
