@@ -156,8 +156,11 @@ fn damaged_migrations_are_refused_and_leave_nothing() {
         for _ in 0..=random.u8(..4) {
             let message = &mut messages[which];
             // Lengths and headers are worth more than what pages hold.
-            let span = if which == 0 { 64 } else { message.len() as u64 };
-            let at = random.u64(..span.min(message.len() as u64)) as usize;
+            let span = message.len().min(if which == 0 { 64 } else { usize::MAX });
+            if span == 0 {
+                break;
+            }
+            let at = random.usize(..span);
             match random.u8(..6) {
                 0 => message[at] = random.u8(..),
                 1 => message[at] ^= 1 << random.u8(..8),
@@ -222,6 +225,7 @@ fn claims_cost_the_node_nothing() {
         owed(vec![run(Owner::Object(0), 0, 1, Content::Bytes)]),
         owed(vec![run(Owner::Space, 0, 1, Content::Zeros)]),
         owed(vec![run(Owner::Space, 0, u32::MAX, Content::Bytes)]),
+        owed(vec![run(Owner::Space, 0, 4, Content::Bytes), run(Owner::Space, 3, 1, Content::Bytes)]),
         [owed(vec![run(Owner::Space, 16, 1, Content::Bytes)]), pages(vec![run(Owner::Space, 16, 1, Content::Zeros)])]
             .concat(),
         frame::encode(&FromSource::Moved).expect("a message"),

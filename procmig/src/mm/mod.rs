@@ -18,6 +18,7 @@ pub mod segments;
 pub mod shared;
 mod slots;
 pub mod space;
+pub mod spans;
 
 pub use access::ProcessMemory;
 pub use fault::{Access, FaultError, Gone, RESERVED_FRAMES};

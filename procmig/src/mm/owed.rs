@@ -5,7 +5,9 @@
 //! frames are not filled yet, so an entry whose frame is none of them needs but to be made present.
 
 use super::space::{AddressSpace, Inner, entry};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use super::spans::{Span, Spans};
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use vmm::addr::{Frame, PAGE_SIZE};
@@ -31,25 +33,26 @@ pub struct Owed {
 
 #[derive(Default)]
 struct State {
-    /// By their numbers where they are.
-    pages: BTreeMap<u64, Frame>,
-    /// The same the other way round.
-    frames: BTreeMap<Frame, u64>,
-    /// Those that have been asked for.
-    asked: BTreeSet<u64>,
-    /// Those that somebody waits for, and that have not been asked for.
-    wanted: VecDeque<u64>,
-    /// All before have been asked for.
-    from: u64,
+    /// Those that have not been asked for, by their numbers where they are.
+    unasked: Spans<Frame>,
+    /// Those that have been asked for and are not here.
+    asked: Spans<Frame>,
+    /// The pages of both, by the numbers of their frames.
+    frames: Spans<u64>,
+    /// Those that somebody waits for; some may have been asked for, or have come.
+    wanted: VecDeque<Range<u64>>,
     is_lost: bool,
 }
 
 impl Owed {
-    /// Of these pages, each with the frame that it is to be in.
-    pub fn new(machine: Arc<Machine>, pages: BTreeMap<u64, Frame>) -> Arc<Self> {
-        pages.values().for_each(|&frame| machine.frames().share(frame));
-        let frames = pages.iter().map(|(&page, &frame)| (frame, page)).collect();
-        let state = State { pages, frames, ..State::default() };
+    /// Of these pages, each with the frame that it is to be in, which no other has.
+    pub fn new(machine: Arc<Machine>, pages: Spans<Frame>) -> Arc<Self> {
+        let mut frames = Spans::default();
+        for Span { first, count, value } in pages.iter() {
+            (0..count).for_each(|i| machine.frames().share(value.offset(i)));
+            frames.insert(Span { first: value.0.into(), count, value: first });
+        }
+        let state = State { unasked: pages, frames, ..State::default() };
         Arc::new(Self { machine, state: Mutex::new(state), changed: Condvar::new() })
     }
 
@@ -59,7 +62,7 @@ impl Owed {
 
     /// Whether one of `count` frames from `first` on is to come.
     pub fn has(&self, first: Frame, count: u32) -> bool {
-        self.lock().is_owed(first, count)
+        self.lock().pages_of(first, count).next().is_some()
     }
 
     /// Waits until none of `count` frames from `first` on is.
@@ -68,14 +71,17 @@ impl Owed {
     /// [`Lost`]
     pub fn wait(&self, first: Frame, count: u32) -> Result<(), Lost> {
         let mut state = self.lock();
-        while state.is_owed(first, count) {
+        while state.pages_of(first, count).next().is_some() {
             if state.is_lost {
                 return Err(Lost);
             }
-            let State { frames, asked, wanted, .. } = &mut *state;
-            let pages = frames.range(first..first.offset(count)).map(|(_, &page)| page);
-            let new: Vec<u64> = pages.filter(|page| !asked.contains(page) && !wanted.contains(page)).collect();
-            wanted.extend(new);
+            let unasked = state.pages_of(first, count).flat_map(|pages| state.unasked.overlapping(pages));
+            let is_known = |new: &Range<u64>| {
+                let mut wanted = state.wanted.iter();
+                wanted.any(|wanted| wanted.start <= new.start && new.end <= wanted.end)
+            };
+            let new: Vec<Range<u64>> = unasked.map(|span| span.range()).filter(|new| !is_known(new)).collect();
+            state.wanted.extend(new);
             state = self.changed.wait(state).expect("no panic while what is owed is locked");
         }
         Ok(())
@@ -85,23 +91,23 @@ impl Owed {
     pub fn wait_for_all(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         let mut state = self.lock();
-        while !state.pages.is_empty() && !state.is_lost {
+        while !state.frames.is_empty() && !state.is_lost {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
             state = self.changed.wait_timeout(state, left).expect("no panic while what is owed is locked").0;
         }
-        state.pages.is_empty()
+        state.frames.is_empty()
     }
 
     /// Whether all are here.
     pub fn is_all_here(&self) -> bool {
-        self.lock().pages.is_empty()
+        self.lock().frames.is_empty()
     }
 
     /// How many have been asked for and are not here.
-    pub fn asked(&self) -> usize {
+    pub fn asked(&self) -> u64 {
         self.lock().asked.len()
     }
 
@@ -110,50 +116,44 @@ impl Owed {
     pub fn next(&self, most: u64) -> Vec<(u64, u32)> {
         let mut runs: Vec<(u64, u32)> = Vec::new();
         let mut left = most;
-        let state = &mut *self.lock();
+        let State { unasked, asked, wanted, .. } = &mut *self.lock();
         while left > 0 {
-            let (from, some) = match state.wanted.pop_front() {
-                Some(page) => (page, AHEAD.min(left)),
-                None => (state.from, left),
+            let (pages, is_wanted) = match wanted.front() {
+                Some(pages) => (pages.start..pages.end.max(pages.start.saturating_add(AHEAD)), true),
+                None => (0..u64::MAX, false),
             };
-            let is_wanted = from != state.from;
-            let range = if is_wanted { from..from.saturating_add(some) } else { from..u64::MAX };
-            let asked = &state.asked;
-            let new = state.pages.range(range).map(|(&page, _)| page).filter(|page| !asked.contains(page));
-            let new: Vec<u64> = new.take(some as usize).collect();
-            if !is_wanted {
-                state.from = new.last().map_or(u64::MAX, |&last| last + 1);
-            }
-            left -= new.len() as u64;
-            for page in &new {
+            let new = unasked.take(pages, left);
+            for &span in &new {
+                left -= u64::from(span.count);
                 match runs.last_mut() {
-                    Some((first, count)) if *first + u64::from(*count) == *page => *count += 1,
-                    _ => runs.push((*page, 1)),
+                    Some((first, count)) if *first + u64::from(*count) == span.first => *count += span.count,
+                    _ => runs.push((span.first, span.count)),
                 }
+                asked.insert(span);
             }
-            state.asked.extend(&new);
-            if new.is_empty() && !is_wanted {
+            if is_wanted && left > 0 {
+                wanted.pop_front();
+            } else if new.is_empty() {
                 break;
             }
         }
         runs
     }
 
-    /// The frame for a page that has been asked for and is not here.
-    pub fn frame(&self, page: u64) -> Option<Frame> {
-        let state = self.lock();
-        state.asked.contains(&page).then(|| state.pages.get(&page).copied()).flatten()
+    /// The frames for pages that have been asked for and are not here; `None` if one of them is none.
+    pub fn frames(&self, first: u64, count: u32) -> Option<Vec<Span<Frame>>> {
+        let spans: Vec<_> = self.lock().asked.overlapping(first..first + u64::from(count)).collect();
+        (spans.iter().map(|span| u64::from(span.count)).sum::<u64>() == u64::from(count)).then_some(spans)
     }
 
     /// Declares that the frames of these pages are filled.
-    pub fn arrived(&self, pages: &[u64]) {
+    pub fn arrived(&self, pages: &[Range<u64>]) {
         let mut filled = Vec::new();
         let mut state = self.lock();
-        for page in pages {
-            state.asked.remove(page);
-            if let Some(frame) = state.pages.remove(page) {
-                state.frames.remove(&frame);
-                filled.push(frame);
+        for pages in pages {
+            for span in state.asked.take(pages.clone(), u64::MAX) {
+                state.frames.take(span.frames(), u64::MAX);
+                filled.extend((0..span.count).map(|i| span.value.offset(i)));
             }
         }
         drop(state);
@@ -169,15 +169,18 @@ impl Owed {
 }
 
 impl State {
-    fn is_owed(&self, first: Frame, count: u32) -> bool {
-        self.frames.range(first..first.offset(count)).next().is_some()
+    /// Which pages are to come to some of `count` frames from `first` on.
+    fn pages_of(&self, first: Frame, count: u32) -> impl Iterator<Item = Range<u64>> {
+        let spans = self.frames.overlapping(u64::from(first.0)..u64::from(first.0) + u64::from(count));
+        spans.map(|span| span.value..span.value + u64::from(span.count))
     }
 }
 
 impl Drop for Owed {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let frames: Vec<Frame> = state.frames.keys().copied().collect();
+        let rows = state.unasked.iter().chain(state.asked.iter());
+        let frames: Vec<Frame> = rows.flat_map(|span| (0..span.count).map(move |i| span.value.offset(i))).collect();
         self.machine.frames().release_all(&frames);
     }
 }
@@ -208,29 +211,30 @@ impl AddressSpace {
 
     /// Makes pages present that have come and are still where they were, but not if somebody has the lock: he may
     /// wait for the next to come. Tells whether it was done.
-    pub fn show_arrived(&self, owed: &Owed, pages: &[u64]) -> bool {
+    pub fn show_arrived(&self, owed: &Owed, pages: &[Range<u64>]) -> bool {
         let Some(mut inner) = self.try_lock() else { return false };
         self.show(&mut inner, owed, pages);
         true
     }
 
     /// The same when all have come: nobody waits with the lock any more.
-    pub fn show_all_arrived(&self, owed: &Owed, pages: &[u64]) {
+    pub fn show_all_arrived(&self, owed: &Owed, pages: &[Range<u64>]) {
         self.show(&mut self.lock(), owed, pages);
     }
 
-    fn show(&self, inner: &mut Inner, owed: &Owed, pages: &[u64]) {
-        let mut done = 0;
-        for at in pages.iter().map(|page| page * PAGE_SIZE) {
-            // Of a large page's parts the last does it.
-            let Some(leaf) = inner.tables.lookup(at).filter(|leaf| leaf.entry & OWED != 0 && at >= done) else {
-                continue;
-            };
-            let count = if leaf.large { FRAMES_PER_BLOCK } else { 1 };
-            if !owed.has(paging::frame(leaf.entry), count) {
-                self.make_present(inner, at, &leaf);
-            } else {
-                done = (at / PAGE_SIZE / u64::from(count) + 1) * u64::from(count) * PAGE_SIZE;
+    fn show(&self, inner: &mut Inner, owed: &Owed, pages: &[Range<u64>]) {
+        for pages in pages {
+            let mut page = pages.start;
+            while page < pages.end {
+                let at = page * PAGE_SIZE;
+                page += 1;
+                let Some(leaf) = inner.tables.lookup(at) else { continue };
+                let count = if leaf.large { FRAMES_PER_BLOCK } else { 1 };
+                // Of a large page's parts one is enough.
+                page = page.next_multiple_of(u64::from(count));
+                if leaf.entry & OWED != 0 && !owed.has(paging::frame(leaf.entry), count) {
+                    self.make_present(inner, at, &leaf);
+                }
             }
         }
     }

@@ -1,16 +1,17 @@
 //! Post-copy: pages that are sent when the process runs at the target already.
 
 use super::MigrateError;
+use super::changes::batches;
 use super::link::Link;
 use crate::kernel::Kernel;
 use crate::migration::faults::{self, Step};
 use crate::migration::record::{Event, Round};
-use crate::migration::wire::{Content, FromSource, MAX_PAGES, MAX_RUNS, Owner, Run};
+use crate::migration::wire::{Content, FromSource, MAX_PAGES, Owner, Run};
 use crate::mm::AddressSpace;
 use crate::mm::image::Stretch;
 use crate::mm::regions::{Protection, Regions};
+use crate::mm::spans::{Row, Span, Spans};
 use crate::wire::frame::FrameError;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -19,8 +20,26 @@ use vmm::addr::{Frame, PAGE_SIZE};
 /// Pages that are owed, with their frames, of each of which this has one user.
 pub(super) struct Owing {
     kernel: Arc<Kernel>,
-    /// By page: the frame, and whether it is part of a large page.
-    pages: BTreeMap<u64, (Frame, bool)>,
+    pages: Spans<Place>,
+}
+
+/// Where a page is.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    frame: Frame,
+    /// It is part of a large page.
+    large: bool,
+}
+
+impl Row for Place {
+    fn further(self, by: u32) -> Self {
+        Self { frame: self.frame.offset(by), ..self }
+    }
+}
+
+fn stretch(span: &Span<Place>) -> Stretch {
+    let Place { frame, large } = span.value;
+    Stretch { page: span.first, count: span.count, frame: Some(frame), large, is_zero_by_default: false }
 }
 
 /// Takes out of `stretches` what can be sent later: all memory but that of code, which the target wants to look at
@@ -39,42 +58,32 @@ impl Owing {
     /// Keeps these pages. Nobody may free their frames meanwhile.
     pub(super) fn new(kernel: &Arc<Kernel>, stretches: &[Stretch]) -> Self {
         kernel.owing.fetch_add(1, Ordering::SeqCst);
-        let mut pages = BTreeMap::new();
-        for stretch in stretches {
-            for (page, frame) in (stretch.page..).zip(stretch.frames()) {
-                kernel.machine.frames().share(frame);
-                pages.insert(page, (frame, stretch.large));
+        let mut pages = Spans::default();
+        for &Stretch { page: first, count, frame, large, .. } in stretches {
+            let Some(frame) = frame else { continue };
+            if pages.insert(Span { first, count, value: Place { frame, large } }) {
+                (0..count).for_each(|i| kernel.machine.frames().share(frame.offset(i)));
             }
         }
         Self { kernel: kernel.clone(), pages }
     }
 
+    fn stretches(&self) -> Vec<Stretch> {
+        self.pages.iter().map(|span| stretch(&span)).collect()
+    }
+
     /// Tells the target which they are.
     pub(super) fn announce(&self, link: &mut Link) -> Result<(), MigrateError> {
-        let mut messages: Vec<Vec<Run>> = Vec::new();
-        let mut left = 0;
-        for (&page, &(_, large)) in &self.pages {
-            if let Some(Run { first, count, large: of_large, .. }) =
-                messages.last_mut().and_then(|runs| runs.last_mut())
-                && *first + u64::from(*count) == page
-                && *of_large == large
-                && left > 0
-            {
-                *count += 1;
-                left -= 1;
-                continue;
-            }
-            let run = Run { owner: Owner::Space, first: page, count: 1, large, content: Content::Bytes };
-            match messages.last_mut() {
-                Some(runs) if left > 0 && runs.len() < MAX_RUNS => runs.push(run),
-                _ => {
-                    messages.push(vec![run]);
-                    left = MAX_PAGES;
+        for batch in batches(&self.stretches()) {
+            let mut runs: Vec<Run> = Vec::new();
+            for &Stretch { page, count, large, .. } in batch {
+                match runs.last_mut().filter(|run| run.large == large && run.first + u64::from(run.count) == page) {
+                    Some(run) => run.count += count,
+                    None => runs.push(Run { owner: Owner::Space, first: page, count, large, content: Content::Bytes }),
                 }
             }
-            left -= 1;
+            link.send(&FromSource::Owed(runs), &[])?;
         }
-        messages.into_iter().try_for_each(|runs| link.send(&FromSource::Owed(runs), &[]))?;
         Ok(())
     }
 
@@ -89,7 +98,7 @@ impl Owing {
         const TELL: Duration = Duration::from_millis(100);
         let (started, before, uncompressed) = (Instant::now(), link.bytes, link.uncompressed);
         let mut told = started;
-        let (mut round, of) = (Round::default(), self.pages.len() as u64 * PAGE_SIZE);
+        let (mut round, of) = (Round::default(), self.pages.len() * PAGE_SIZE);
         tell(Event::Running { owed: of });
         link.send(&FromSource::Moved, &[])?;
         loop {
@@ -105,7 +114,7 @@ impl Owing {
             sent?;
             if told.elapsed() >= TELL {
                 told = Instant::now();
-                tell(Event::Owed { left: self.pages.len() as u64 * PAGE_SIZE, of });
+                tell(Event::Owed { left: self.pages.len() * PAGE_SIZE, of });
             }
             if let Some(bandwidth) = bandwidth {
                 let due = (link.bytes - before) as f64 / bandwidth.max(1) as f64;
@@ -123,29 +132,24 @@ impl Owing {
         if count > MAX_PAGES {
             return Err(MigrateError::Nonsense);
         }
-        let wanted = wanted.iter().flat_map(|&(first, count)| first..first.saturating_add(count.into()));
-        let mut stretches: Vec<Stretch> = Vec::new();
-        for page in wanted {
-            match self.pages.remove(&page) {
-                Some((frame, large)) => {
-                    stretches.push(Stretch { page, count: 1, frame: Some(frame), large, is_zero_by_default: false });
-                }
-                None => {
-                    // Back to those that are released.
-                    let back =
-                        stretches.iter().filter_map(|stretch| Some((stretch.page, (stretch.frame?, stretch.large))));
-                    self.pages.extend(back);
-                    return Err(MigrateError::Nonsense);
-                }
-            }
+        let mut spans = Vec::new();
+        for &(first, count) in wanted {
+            spans.extend(self.pages.take(first..first.saturating_add(count.into()), u64::MAX));
         }
-        Ok(stretches)
+        if spans.iter().map(|span| u64::from(span.count)).sum::<u64>() == count {
+            return Ok(spans.iter().map(stretch).collect());
+        }
+        // Back to those that are released.
+        for span in spans {
+            self.pages.insert(span);
+        }
+        Err(MigrateError::Nonsense)
     }
 }
 
 impl Drop for Owing {
     fn drop(&mut self) {
-        let frames: Vec<Frame> = self.pages.values().map(|&(frame, _)| frame).collect();
+        let frames: Vec<Frame> = self.stretches().iter().flat_map(Stretch::frames).collect();
         self.kernel.machine.frames().release_all(&frames);
         self.kernel.owing.fetch_sub(1, Ordering::SeqCst);
     }

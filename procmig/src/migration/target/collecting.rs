@@ -11,13 +11,14 @@ use crate::mm::AddressSpace;
 use crate::mm::owed::Owed;
 use crate::wire::control::ToDeputy;
 use crate::wire::stream::Stream;
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// Pages that are asked for at once.
 const BATCH: u64 = 64;
 /// Pages that are on their way at a time, at least: what a thread waits for comes behind them.
-const WINDOW: usize = 128;
+const WINDOW: u64 = 128;
 
 /// Who brings a process's pages.
 pub(super) struct Collector {
@@ -79,7 +80,7 @@ impl Collector {
         stream: &mut Stream,
         runs: &[Run],
         form: Form<'_>,
-        hidden: &mut Vec<u64>,
+        hidden: &mut Vec<Range<u64>>,
     ) -> Result<(), ReceiveError> {
         bytes_of(runs).ok_or(ReceiveError::Wrong("too many pages at once"))?;
         let mut coming = Coming::new(kernel.machine.ram());
@@ -88,11 +89,11 @@ impl Collector {
             if run.owner != Owner::Space || run.content == Content::Nothing {
                 return Err(ReceiveError::Wrong("pages that it does not owe"));
             }
-            for page in run.first..run.first + u64::from(run.count) {
-                let frame = self.owed.frame(page).ok_or(ReceiveError::Wrong("pages that nobody asked for"))?;
-                coming.add(frame, run.content);
-                arrived.push(page);
+            let frames = self.owed.frames(run.first, run.count);
+            for span in frames.ok_or(ReceiveError::Wrong("pages that nobody asked for"))? {
+                (0..span.count).for_each(|i| coming.add(span.value.offset(i), run.content));
             }
+            arrived.push(run.first..run.first + u64::from(run.count));
         }
         // SAFETY: the frames are kept by `owed`, and mapped by none but entries that are absent.
         unsafe { coming.receive(stream, form) }?;

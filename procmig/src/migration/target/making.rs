@@ -39,7 +39,7 @@ impl Hold<'_> {
         let space = AddressSpace::from_image(kernel.machine.clone(), group.account(), &image.space, &objects)?;
         let Pages { small, large } = std::mem::take(&mut self.space);
         let owed = std::mem::take(&mut self.owed);
-        let is_owed = |page: u64, count: u32| owed.range(page..page + u64::from(count)).next().is_some();
+        let is_owed = |page: u64, count: u32| owed.overlapping(page..page + u64::from(count)).next().is_some();
         let small = small.into_iter().map(|(page, frame)| (page, frame, false, is_owed(page, 1)));
         let large = large.into_iter().map(|(page, frame)| (page, frame, true, is_owed(page, FRAMES_PER_BLOCK)));
         let mut pages: Vec<_> = large.chain(small).collect();

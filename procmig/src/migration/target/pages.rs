@@ -7,6 +7,7 @@ use crate::migration::packing::Unpacker;
 use crate::migration::skip;
 use crate::migration::wire::{Content, Owner, Run, bytes_of};
 use crate::mm::image::ImageError;
+use crate::mm::spans::{Span, Spans};
 use crate::wire::stream::Stream;
 use nix::errno::Errno;
 use std::collections::{BTreeMap, HashMap};
@@ -30,15 +31,15 @@ fn block_of(page: u64) -> u64 {
     page / u64::from(FRAMES_PER_BLOCK) * u64::from(FRAMES_PER_BLOCK)
 }
 
-impl Pages {
-    /// The frame of a page that is here.
-    fn get(&self, page: u64) -> Option<Frame> {
-        let block = block_of(page);
-        match self.large.get(&block) {
-            Some(first) => Some(first.offset((page - block) as u32)),
-            None => self.small.get(&page).copied(),
-        }
+/// Goes through pages row by row; `each` is given those that are left, and tells how many of them are done.
+fn for_each_row(
+    mut pages: Range<u64>,
+    mut each: impl FnMut(Range<u64>) -> Result<u32, ReceiveError>,
+) -> Result<(), ReceiveError> {
+    while !pages.is_empty() {
+        pages.start += u64::from(each(pages.clone())?);
     }
+    Ok(())
 }
 
 /// Memory that has come.
@@ -49,7 +50,7 @@ pub(super) struct Hold<'a> {
     pub(super) space: Pages,
     pub(super) objects: HashMap<u32, Pages>,
     /// Pages of the space that are to come later, with their frames.
-    pub(super) owed: BTreeMap<u64, Frame>,
+    pub(super) owed: Spans<Frame>,
     unpacker: Unpacker,
 }
 
@@ -61,7 +62,7 @@ impl<'a> Hold<'a> {
             link,
             space: Pages::default(),
             objects: HashMap::new(),
-            owed: BTreeMap::new(),
+            owed: Spans::default(),
             unpacker: Unpacker::default(),
         }
     }
@@ -80,10 +81,11 @@ impl<'a> Hold<'a> {
                 self.drop_pages(run.owner, pages);
                 continue;
             }
-            for page in pages {
-                let frame = self.frame(run.owner, page, run.large)?;
-                coming.add(frame, run.content);
-            }
+            for_each_row(pages, |pages| {
+                let row = self.row(run.owner, pages, run.large)?;
+                (0..row.count).for_each(|i| coming.add(row.value.offset(i), run.content));
+                Ok(row.count)
+            })?;
         }
         // SAFETY: nobody else has the frames yet.
         unsafe { coming.receive(stream, if packed { Form::Packed(&mut self.unpacker) } else { Form::Plain }) }
@@ -96,10 +98,13 @@ impl<'a> Hold<'a> {
             if (run.owner, run.content) != (Owner::Space, Content::Bytes) {
                 return Err(ReceiveError::Wrong("pages that cannot be owed"));
             }
-            for page in run.first..run.first + u64::from(run.count) {
-                let frame = self.frame(run.owner, page, run.large)?;
-                self.owed.insert(page, frame);
-            }
+            for_each_row(run.first..run.first + u64::from(run.count), |pages| {
+                let row = self.row(run.owner, pages, run.large)?;
+                if !self.owed.insert(row) {
+                    return Err(ReceiveError::Wrong("pages that are owed twice"));
+                }
+                Ok(row.count)
+            })?;
         }
         Ok(())
     }
@@ -133,22 +138,32 @@ impl<'a> Hold<'a> {
         self.kernel.machine.frames().release_all(&dropped);
     }
 
-    /// The frame for a page, made if it is not there; it is zeros then.
-    fn frame(&mut self, owner: Owner, page: u64, large: bool) -> Result<Frame, ReceiveError> {
+    /// The frames for the first of some pages, made if they are not there, and zeros then: of all pages that are in the
+    /// same large page, or of one.
+    fn row(&mut self, owner: Owner, wanted: Range<u64>, large: bool) -> Result<Span<Frame>, ReceiveError> {
         let kernel = self.kernel.clone();
         let frames = kernel.machine.frames();
         let pages = self.pages(owner);
-        if let Some(frame) = pages.get(page) {
-            return Ok(frame);
-        }
+        let page = wanted.start;
         let block = block_of(page);
+        let in_block = |first: Frame| {
+            let end = wanted.end.min(block + u64::from(FRAMES_PER_BLOCK));
+            Span { first: page, count: (end - page) as u32, value: first.offset((page - block) as u32) }
+        };
+        let single = |frame: Frame| Span { first: page, count: 1, value: frame };
+        if let Some(&first) = pages.large.get(&block) {
+            return Ok(in_block(first));
+        }
+        if let Some(&frame) = pages.small.get(&page) {
+            return Ok(single(frame));
+        }
         let is_free = || pages.small.range(block..block + u64::from(FRAMES_PER_BLOCK)).next().is_none();
         if large
             && is_free()
             && let Some(first) = frames.allocate_block()
         {
             pages.large.insert(block, first);
-            return Ok(first.offset((page - block) as u32));
+            return Ok(in_block(first));
         }
         // A part of the memory is the node's own.
         if frames.free() < crate::mm::RESERVED_FRAMES {
@@ -157,7 +172,7 @@ impl<'a> Hold<'a> {
         let frame = frames.allocate_for(vmm::accounts::Account::default(), AtLimit::Refuse);
         let frame = frame.map_err(|_| ImageError::OutOfMemory)?;
         pages.small.insert(page, frame);
-        Ok(frame)
+        Ok(single(frame))
     }
 }
 
