@@ -50,6 +50,7 @@ fn a_process_looks_the_same_from_every_node() {
     }
     assert_eq!(seen(&pair, "b", pid), from_its_own, "from the other node");
     pair.migrate(pid).expect("it goes");
+    until("it waits there too", || seen(&pair, "b", pid).contains("S (sleeping)"));
     assert_eq!(seen(&pair, "a", pid), seen(&pair, "b", pid), "when it has gone");
     // Its deputy cannot answer now.
     kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("it runs");
