@@ -3,6 +3,8 @@
 mod calls;
 mod cases;
 mod costs;
+mod criu;
+mod diary;
 mod files;
 pub mod guest;
 mod memory;

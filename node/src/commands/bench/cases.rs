@@ -197,6 +197,27 @@ pub const ALL: &[Case] = &[
         run: migrate::dirty,
     },
     Case {
+        name: "migrate-criu",
+        what: "the longest pause that an idle process of 64 MiB sees that goes to another node, beside CRIU's dump and restore",
+        unit: "ms",
+        goal: Goal::Ratio(0.05),
+        run: migrate::criu,
+    },
+    Case {
+        name: "migrate-follow",
+        what: "the longest pause that a process of 1 GiB sees that writes to 200 MB a second, when its memory follows it",
+        unit: "ms",
+        goal: Goal::None,
+        run: migrate::follow,
+    },
+    Case {
+        name: "migrate-follow-far",
+        what: "the same to another host (loopback)",
+        unit: "ms",
+        goal: Goal::None,
+        run: migrate::follow_far,
+    },
+    Case {
         name: "migrate-stream",
         what: "a migration of 1 GiB of noise, against a Unix stream of as many bytes to new memory",
         unit: "ms",

@@ -2,7 +2,7 @@
 //! per operation.
 
 pub mod files;
-mod holding;
+pub mod holding;
 mod memory;
 mod processes;
 mod work;
@@ -56,7 +56,8 @@ pub enum Loop {
     Fork,
     /// Starts of /bin/true
     Spawn,
-    /// Holds `--bytes` of noise until it is killed, and writes to `--count` bytes of its pages a second
+    /// Holds `--bytes` of noise until it is killed, and writes to `--count` bytes of its pages a second; writes to the
+    /// file `--path`, if it is named, what pauses it sees
     HoldNoise,
     /// The same with zeros and text
     HoldHalf,
@@ -120,8 +121,8 @@ pub fn main(args: GuestArgs) -> anyhow::Result<()> {
         Loop::Read => files::read(Path::new(&args.path), args.bytes, args.count)?,
         Loop::Write => files::write(Path::new(&args.path), args.bytes, args.count)?,
         Loop::Pipe => files::pipe(args.bytes, args.count)?,
-        Loop::HoldNoise => match holding::hold(args.bytes, args.count, holding::Content::Noise)? {},
-        Loop::HoldHalf => match holding::hold(args.bytes, args.count, holding::Content::Half)? {},
+        Loop::HoldNoise => held(&args, holding::Content::Noise)?,
+        Loop::HoldHalf => held(&args, holding::Content::Half)?,
         Loop::Pour => return files::pour(args.bytes),
         Loop::PourSealed => return files::pour_sealed(args.bytes),
         Loop::Fork => processes::forked(args.bytes, args.count)?,
@@ -133,6 +134,11 @@ pub fn main(args: GuestArgs) -> anyhow::Result<()> {
         Loop::Echo => return echo(),
     };
     Ok(crate::output::print(&format!("{nanos}\n"))?)
+}
+
+fn held(args: &GuestArgs, content: holding::Content) -> anyhow::Result<f64> {
+    let diary = Some(Path::new(&args.path)).filter(|_| !args.path.is_empty());
+    match holding::hold(args.bytes, args.count, content, diary)? {}
 }
 
 fn worked(args: &GuestArgs, writes: bool) -> std::io::Result<f64> {

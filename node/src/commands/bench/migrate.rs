@@ -1,5 +1,8 @@
 //! Migrations between two nodes of the host, and between two hosts.
 
+use super::criu;
+use super::diary::Diary;
+use super::guest::holding::now;
 use super::guest::{Area, GuestArgs, Loop, files};
 use super::remote;
 use super::report::Outcome;
@@ -49,8 +52,19 @@ impl<'a> Other<'a> {
 
     /// Starts a process that holds memory.
     fn hold(&self, which: Loop, bytes: usize, rate: u64) -> anyhow::Result<Holder<'_>> {
+        self.start(GuestArgs { bytes, ..GuestArgs::new(which, rate) })
+    }
+
+    /// The same that writes down what pauses it sees.
+    fn hold_with_diary(&self, bytes: usize, rate: u64) -> anyhow::Result<(Holder<'_>, Diary)> {
+        let diary = Diary(self.bench().sandbox.directory().join("diary"));
+        let path = diary.0.display().to_string();
+        Ok((self.start(GuestArgs { bytes, path, ..GuestArgs::new(Loop::HoldNoise, rate) })?, diary))
+    }
+
+    fn start(&self, args: GuestArgs) -> anyhow::Result<Holder<'_>> {
         let bench = self.bench();
-        let program = bench.loop_of(&GuestArgs { bytes, ..GuestArgs::new(which, rate) })?;
+        let program = bench.loop_of(&args)?;
         let mut command = bench.sandbox.mosrun(&bench.node, &program)?;
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let mut holder = Holder { other: self, child, is_away: false };
@@ -82,6 +96,10 @@ struct Holder<'a> {
 impl Holder<'_> {
     /// Has it go to the other node, or back.
     fn migrate(&mut self) -> anyhow::Result<Record> {
+        self.migrate_with(PostCopy::Never)
+    }
+
+    fn migrate_with(&mut self, post_copy: PostCopy) -> anyhow::Result<Record> {
         check_interrupted()?;
         let bench = self.other.bench();
         let to = match self.other {
@@ -90,7 +108,7 @@ impl Holder<'_> {
             Other::Host { .. } => "other".to_owned(),
         };
         let to = to.strip_prefix("home/").filter(|_| matches!(self.other, Other::Node(..))).unwrap_or(&to);
-        let manner = Manner { max_freeze_micros: MAX_FREEZE, bandwidth: None, post_copy: PostCopy::Never };
+        let manner = Manner { max_freeze_micros: MAX_FREEZE, bandwidth: None, post_copy };
         let order = Migrate { pid: self.child.id() as i32, home: None, to: to.to_owned(), manner };
         let record = Client::connect_or_start(bench.sandbox.state())?.migrate(order, &mut |_| {})?;
         self.is_away = !self.is_away;
@@ -139,6 +157,64 @@ fn freeze(bench: &Bench, bytes: usize, rate: u64) -> anyhow::Result<Outcome> {
         median(millis(&|record| record.total_micros)),
     );
     Ok(Outcome::alone(&millis(&|record| record.freeze_micros)).with_note(note))
+}
+
+/// The longest pause that a process sees that goes to another node, beside one that CRIU dumps and restores. It wakes
+/// up each millisecond to look at the clock.
+pub fn criu(bench: &Bench) -> anyhow::Result<Outcome> {
+    const BYTES: usize = 64 << 20;
+    if let Err(why) = criu::is_here() {
+        return Ok(Outcome::none(why));
+    }
+    let other = Other::launch(bench)?;
+    let (mut holder, diary) = other.hold_with_diary(BYTES, 0)?;
+    let migration = || {
+        diary.await_line()?;
+        let start = now()?;
+        holder.migrate()?;
+        Ok(diary.since(start)?.longest.as_secs_f64() * 1e3)
+    };
+    Ok(Outcome::of(&pairs(bench.pick(11, 3), || criu::pause(bench, BYTES), migration)?))
+}
+
+/// The longest pause that a process sees whose memory follows it to another node, to all of which it writes.
+pub fn follow(bench: &Bench) -> anyhow::Result<Outcome> {
+    followed(bench, &Other::launch(bench)?)
+}
+
+/// The same to another host.
+pub fn follow_far(bench: &Bench) -> anyhow::Result<Outcome> {
+    followed(bench, &Other::Host { bench, _other: remote::other_host(bench)? })
+}
+
+fn followed(bench: &Bench, other: &Other<'_>) -> anyhow::Result<Outcome> {
+    /// Bytes whose pages are written to each second.
+    const RATE: u64 = 200_000_000;
+    let bytes = bench.pick(1 << 30, 1 << 28);
+    let (mut holder, diary) = other.hold_with_diary(bytes, RATE)?;
+    let (mut pauses, mut freezes, mut times, mut speeds) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..bench.pick(20, 4) {
+        let start = now()?;
+        std::thread::sleep(Duration::from_millis(100));
+        let before = diary.since(start)?;
+        let start = now()?;
+        let record = holder.migrate_with(PostCopy::Always)?;
+        let meanwhile = diary.since(start)?;
+        let millis = |micros: u64| micros as f64 / 1e3;
+        pauses.push(meanwhile.longest.as_secs_f64() * 1e3);
+        freezes.push(millis(record.freeze_micros));
+        times.push(millis(record.post_copy.micros));
+        speeds.push(meanwhile.pages_a_second() / before.pages_a_second());
+    }
+    let median = |values: Vec<f64>| Spread::of(values).map_or(0.0, |spread| spread.median);
+    let note = format!(
+        "it stood still for {:.2} ms, all of its memory was there {:.0} ms later; from the order until then it did {:.0} % of \
+         its work",
+        median(freezes),
+        median(times),
+        median(speeds) * 100.0,
+    );
+    Ok(Outcome::alone(&pauses).with_note(note))
 }
 
 /// How long memory takes that cannot be compressed, against a stream of as many bytes. Both put them into memory that

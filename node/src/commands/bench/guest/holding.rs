@@ -2,8 +2,11 @@
 
 use super::memory::{Area, PAGE};
 use anyhow::Context;
+use nix::time::{ClockId, clock_gettime};
 use std::convert::Infallible;
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
 use std::time::Duration;
 
 /// What is in it.
@@ -22,9 +25,58 @@ const WORDS: &[u8] = b"all of it stands where stood and what was said is once mo
 /// Between two writes to pages.
 const TICK: Duration = Duration::from_millis(1);
 
+/// Between two lines of a [`Diary`].
+const LINE: Duration = Duration::from_millis(10);
+
+/// Where a process writes down what it sees of itself: lines of the time, the longest pause that it has made since the
+/// line before, both in nanoseconds, and the pages that it has written to since.
+struct Diary {
+    file: File,
+    last: Duration,
+    told: Duration,
+    longest: Duration,
+    pages: u64,
+}
+
+impl Diary {
+    fn begin(path: &Path) -> io::Result<Self> {
+        let now = now()?;
+        Ok(Self { file: File::create(path)?, last: now, told: now, longest: Duration::ZERO, pages: 0 })
+    }
+
+    /// It has done something, be it that it has slept for so long.
+    fn look(&mut self, slept: Duration) -> io::Result<Duration> {
+        let now = now()?;
+        self.longest = self.longest.max((now - self.last).saturating_sub(slept));
+        self.last = now;
+        Ok(now)
+    }
+
+    /// It has written to a page.
+    fn page(&mut self) -> io::Result<()> {
+        self.pages += 1;
+        self.look(Duration::ZERO).map(drop)
+    }
+
+    /// It has slept for a tick.
+    fn tick(&mut self) -> io::Result<()> {
+        let now = self.look(TICK)?;
+        if now - self.told >= LINE {
+            writeln!(self.file, "{} {} {}", now.as_nanos(), self.longest.as_nanos(), self.pages)?;
+            (self.told, self.longest, self.pages) = (now, Duration::ZERO, 0);
+        }
+        Ok(())
+    }
+}
+
+/// The time by the clock of a [`Diary`].
+pub fn now() -> io::Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_MONOTONIC)?.into())
+}
+
 /// Holds memory until it is killed, and writes to pages here and there, so many bytes of them a second. Says `ready`
-/// when it is filled.
-pub fn hold(bytes: usize, rate: u64, content: Content) -> anyhow::Result<Infallible> {
+/// when it is filled. With a `diary` it writes down what it sees.
+pub fn hold(bytes: usize, rate: u64, content: Content, diary: Option<&Path>) -> anyhow::Result<Infallible> {
     let mut area = Area::new(bytes).context("too little memory; use a smaller --bytes")?;
     let memory = area.bytes();
     fill(memory, content);
@@ -33,13 +85,21 @@ pub fn hold(bytes: usize, rate: u64, content: Content) -> anyhow::Result<Infalli
     let pages = (bytes / PAGE).max(1);
     let in_a_tick = rate as usize / PAGE / Duration::from_secs(1).div_duration_f64(TICK) as usize;
     let mut next = 0;
+    let mut diary = diary.map(Diary::begin).transpose()?;
     loop {
         for _ in 0..in_a_tick {
             memory[next * PAGE] = memory[next * PAGE].wrapping_add(1);
             // No divisor of a number of pages that anybody asks for, so that all have their turn.
             next = (next + 7919) % pages;
+            if let Some(diary) = &mut diary {
+                diary.page()?;
+            }
         }
-        std::thread::sleep(if rate == 0 { Duration::from_secs(3600) } else { TICK });
+        let is_still = rate == 0 && diary.is_none();
+        std::thread::sleep(if is_still { Duration::from_secs(3600) } else { TICK });
+        if let Some(diary) = &mut diary {
+            diary.tick()?;
+        }
     }
 }
 
