@@ -190,18 +190,16 @@ pub async fn loads(membership: &Arc<Membership>) -> Vec<(Member, Load)> {
 }
 
 /// What runs for this host on these members, those that answer.
-pub async fn guests(membership: &Arc<Membership>, on: Vec<Member>) -> Vec<(Label, NodeName, ProcessStatus)> {
+pub async fn guests(membership: &Arc<Membership>, on: Vec<Member>) -> Vec<(Member, Vec<(NodeName, ProcessStatus)>)> {
     let answers = sweep(on, |member| {
         let membership = membership.clone();
         async move { (in_time(ask(&membership, &member, &Request::Guests)).await, member) }
     });
-    let known = |(reply, member): (_, Member)| match reply {
-        Ok(Reply::Guests(guests)) => {
-            guests.into_iter().map(|(node, guest)| (member.name.clone(), node, guest)).collect()
-        }
-        _ => Vec::new(),
+    let known = |(reply, member)| match reply {
+        Ok(Reply::Guests(guests)) => Some((member, guests)),
+        _ => None,
     };
-    answers.await.into_iter().flat_map(known).collect()
+    answers.await.into_iter().filter_map(known).collect()
 }
 
 /// How all members are, in the order of their names.

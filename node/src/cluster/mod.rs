@@ -8,13 +8,14 @@
 //! | `tls`, `link`, `connections` | connections whose ends know each other |
 //! | `membership` | this host as a member |
 //! | `contact`, `listen`, `joining` | speaking with others: as the one that calls, the one that is called, and the first time |
-//! | `guests`, `placing`, `migrating` | programs that run on another host than their home, or go there |
+//! | `guests`, `placing`, `elsewhere`, `migrating` | programs that run on another host than their home, or go there |
 //! | `probe` | measuring a connection, as whoever it is handed over to would use it |
 //! | `service` | all of it as `skeind` has it, and what commands ask |
 
 mod addresses;
 mod connections;
 pub mod contact;
+mod elsewhere;
 mod frame;
 pub mod guests;
 mod invitations;

@@ -1,6 +1,7 @@
 //! Where programs of this host run: here, or on another host.
 
 use super::contact;
+use super::elsewhere::Count;
 use super::link::Handed;
 use super::membership::Membership;
 use super::service::{Service, ServiceError};
@@ -10,7 +11,7 @@ use super::wire::message::Purpose;
 use super::wire::roster::Member;
 use crate::name::NodeName;
 use procmig::wire::control::ProcessStatus;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 /// Where a program is to run.
 #[derive(Debug)]
@@ -32,22 +33,6 @@ pub struct Away {
     pub handed: Handed,
     /// Counts it.
     _count: Count,
-}
-
-/// Counts a program of this host that runs on another.
-#[derive(Debug)]
-struct Count(Arc<Service>, KeyId);
-
-impl Drop for Count {
-    fn drop(&mut self) {
-        let mut elsewhere = self.0.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = elsewhere.get_mut(&self.1) {
-            *count -= 1;
-            if *count == 0 {
-                elsewhere.remove(&self.1);
-            }
-        }
-    }
 }
 
 /// A host that is known by its ID, and a node there.
@@ -132,15 +117,21 @@ impl Service {
         let host = member.name.clone();
         let opened = contact::connect(&membership, member, Purpose::Guest(node)).await;
         let handed = opened.and_then(|(link, _, _)| link.hand_over()).map_err(|why| format!("{host}: {why}"))?;
-        *self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner).entry(member.id).or_default() += 1;
-        Ok(Away { host, id: member.id, handed, _count: Count(self.clone(), member.id) })
+        Ok(Away { host, id: member.id, handed, _count: self.elsewhere.count(member.id) })
     }
 
     /// What runs for this host on others.
     pub async fn guests_elsewhere(&self) -> Vec<(Label, NodeName, ProcessStatus)> {
         let Ok(membership) = self.membership() else { return Vec::new() };
-        let on: Vec<KeyId> = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
+        let on = self.elsewhere.hosts();
         let on = membership.others().into_iter().filter(|member| on.contains(&member.id)).collect();
-        contact::guests(&membership, on).await
+        let mut all = Vec::new();
+        for (member, guests) in contact::guests(&membership, on).await {
+            if guests.is_empty() {
+                self.elsewhere.has_none(member.id);
+            }
+            all.extend(guests.into_iter().map(|(node, guest)| (member.name.clone(), node, guest)));
+        }
+        all
     }
 }

@@ -2,6 +2,7 @@
 
 use super::addresses;
 use super::contact;
+use super::elsewhere::Elsewhere;
 use super::guests::Nodes;
 use super::invitations::{Invitations, TooMany};
 use super::joining::{self, JoinError};
@@ -17,7 +18,6 @@ use super::wire::id::KeyId;
 use super::wire::label::Label;
 use super::wire::level::{self, CpuLevel};
 use super::wire::roster::{Member, NoMember, Roster};
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -133,8 +133,8 @@ pub struct Service {
     store: Store,
     clock: Clock,
     pub(super) nodes: Arc<dyn Nodes>,
-    /// How many programs of this host run on which others.
-    pub(super) elsewhere: Mutex<HashMap<KeyId, usize>>,
+    /// On which others programs of this host run.
+    pub(super) elsewhere: Arc<Elsewhere>,
     running: Mutex<Option<Running>>,
     /// Held by what makes this host a member or ends that.
     changing: tokio::sync::Mutex<()>,
@@ -152,7 +152,7 @@ impl Service {
     }
 
     fn new(store: Store, clock: Clock, nodes: Arc<dyn Nodes>) -> Self {
-        let elsewhere = Mutex::default();
+        let elsewhere = Elsewhere::new(store.clone());
         Self { store, clock, nodes, elsewhere, running: Mutex::new(None), changing: tokio::sync::Mutex::new(()) }
     }
 
@@ -353,6 +353,7 @@ impl Service {
             reply = ClusterReply::Told { host: name, told: Vec::new(), untold: vec![authority] };
         }
         self.store.remove()?;
+        self.elsewhere.forget();
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
         tracing::info!(cluster = %roster.name, "this host has left the cluster");
         Ok(reply)

@@ -7,14 +7,17 @@
 //! roster              the newest roster, with its signature
 //! host.json           this host's name and where it listens
 //! invitations.json    open invitations, as hashes
+//! elsewhere.json      the hosts on which programs of this one run, and maybe some on which they have run
 //! ```
 //! A directory that has all of it appears at once, by a rename.
 
 use super::invitations::Invitations;
 use super::keys::{self, Authority, KeyError, PrivateKey};
+use super::wire::id::KeyId;
 use super::wire::label::Label;
 use super::wire::roster::SignedRoster;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -194,6 +197,26 @@ impl Store {
     /// [`StoreError::Io`]
     pub fn save_invitations(&self, invitations: &Invitations) -> Result<(), StoreError> {
         self.write("invitations.json", &serde_json::to_vec(invitations).expect("they can be written"))
+    }
+
+    /// The hosts on which programs of this one may run.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub fn load_elsewhere(&self) -> Result<BTreeSet<KeyId>, StoreError> {
+        const NAME: &str = "elsewhere.json";
+        match self.read(NAME)? {
+            Some(bytes) => serde_json::from_slice(&bytes).map_err(|_| self.damaged(NAME)),
+            None => Ok(BTreeSet::new()),
+        }
+    }
+
+    /// Keeps them.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]
+    pub fn save_elsewhere(&self, hosts: &BTreeSet<KeyId>) -> Result<(), StoreError> {
+        self.write("elsewhere.json", &serde_json::to_vec(hosts).expect("they can be written"))
     }
 
     /// Forgets all of it.
