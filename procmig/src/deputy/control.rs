@@ -105,6 +105,9 @@ impl Control {
         self.cancelled.retain(|(thread, seq)| thread.poke(*seq));
         let poll = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let waits = self.stream.waits();
+        if waits && end::is_ending() {
+            end::control_lost();
+        }
         let mut fds = [
             poll(if waits { -1 } else { self.stream.as_raw_fd() }),
             poll(if self.holds { -1 } else { signals::descriptor() }),
@@ -167,6 +170,18 @@ impl Control {
     }
 
     fn hear(&mut self, message: ToDeputy, passed: Vec<Own>) {
+        // The process is not given to another node any more, and no file to this one.
+        let gives = matches!(
+            message,
+            ToDeputy::Prepare { .. }
+                | ToDeputy::Hold { .. }
+                | ToDeputy::Commit(_)
+                | ToDeputy::Read { .. }
+                | ToDeputy::Lend(_)
+        );
+        if gives && end::is_ending() {
+            return;
+        }
         match message {
             ToDeputy::Cancel { tid, seq } => {
                 let thread = lock(&THREADS).iter().find(|thread| thread.tid == tid).cloned();

@@ -18,7 +18,7 @@ const REMOTE_GRACE: Duration = Duration::from_secs(1);
 
 /// By how much what comes over one connection may be later than what comes over another, if the network was away for as
 /// long as it may be: TCP sends again after ever longer pauses.
-const REMOTE_DELAY: Duration = Duration::from_secs(10);
+const REMOTE_DELAY: Duration = Duration::from_secs(16);
 
 /// Between two looks for the end of the control connection.
 const LOOK: Duration = Duration::from_millis(10);
@@ -34,12 +34,13 @@ static LOST: AtomicBool = AtomicBool::new(false);
 /// There is nothing more to come over the control connection.
 static CONTROL_ENDED: AtomicBool = AtomicBool::new(false);
 
-/// Somebody waits for the end of the control connection, to end then.
+/// The process is about to end, when nothing more comes over the control connection.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
 /// The node is gone: says so and exits. The process may be told to exit on one connection while
 /// another is closed already, and then that is what it does; or, by the control connection, why it is lost.
 pub(super) fn lost() -> ! {
+    ENDING.store(true, Ordering::SeqCst);
     if link::is_remote() {
         let since = Instant::now();
         while !CONTROL_ENDED.load(Ordering::SeqCst) && since.elapsed() < REMOTE_DELAY {
@@ -59,7 +60,7 @@ pub(super) fn control_lost() -> ! {
 /// As [`lost`], on a thread of its own: who calls it may be who reads the control connection.
 pub(super) fn lost_soon() {
     if !ENDING.swap(true, Ordering::SeqCst) {
-        control::spawn(|| lost()).unwrap_or_else(|_| lost());
+        control::spawn(|| lost()).unwrap_or_else(|_| control_lost());
     }
 }
 
@@ -69,7 +70,7 @@ pub(super) fn forget() {
     ENDING.store(false, Ordering::SeqCst);
 }
 
-/// Whether [`lost_soon`] was called.
+/// Whether the process is about to end since its node is gone.
 pub(super) fn is_ending() -> bool {
     ENDING.load(Ordering::SeqCst)
 }

@@ -204,7 +204,7 @@ fn try_fork() -> io::Result<Option<Next>> {
     let started = signals::open(&making).and_then(|()| control::start(control));
     drop(making);
     if started.is_err() {
-        end::lost();
+        end::control_lost();
     }
     Ok(Some(Next::Become(call)))
 }

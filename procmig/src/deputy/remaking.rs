@@ -124,17 +124,23 @@ pub(super) fn pause() {
 /// What the link's own connection is found to be.
 enum State {
     There,
+    /// By the network.
     Lost,
+    /// By the node.
     Ended,
+    /// By this host's `skeind`: the other is no member any more.
+    Cut,
 }
 
 /// Other deputies of the program may have the same socket, so its state is looked at, not its error, which is told once.
 fn look(link: &Link) -> State {
     const TCP_ESTABLISHED: u8 = 1;
+    const TCP_CLOSE_WAIT: u8 = 8;
     match tcp_state(&link.watched()) {
         TCP_ESTABLISHED => {}
+        TCP_CLOSE_WAIT => return State::Ended,
         _ if is_cut(&link.watched()) => return State::Lost,
-        _ => return State::Ended,
+        _ => return State::Cut,
     }
     let mut byte = 0_u8;
     let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
@@ -155,7 +161,7 @@ pub(super) fn link_has_news() {
     match look(&link) {
         State::There => {}
         State::Lost if patience() > 0 => begin(true),
-        State::Lost => end::control_lost(),
+        State::Lost | State::Cut => end::control_lost(),
         // Who looks may be who reads what the node had to say before it ended.
         State::Ended => end::lost_soon(),
     }
@@ -178,7 +184,7 @@ fn begin(is_lost: bool) {
     }
     drop(link);
     if control::spawn(move || run(old, is_lost)).is_err() {
-        end::lost();
+        end::control_lost();
     }
 }
 
@@ -208,6 +214,7 @@ fn run(old: Arc<Link>, mut is_lost: bool) {
                 State::There => {}
                 State::Lost => is_lost = true,
                 State::Ended => end::lost(),
+                State::Cut => end::control_lost(),
             }
         }
         let left = limit.saturating_sub(begun.elapsed());
@@ -217,7 +224,7 @@ fn run(old: Arc<Link>, mut is_lost: bool) {
         match attempt(&old, &mut made, left.min(Duration::from_millis(PATIENCE as u64))) {
             Ok(new) if finish(&old, &new) => return,
             Ok(_) => std::thread::sleep(LOOK),
-            Err(Failure::Final) => end::lost(),
+            Err(Failure::Final) => end::control_lost(),
             Err(Failure::Transient) => std::thread::sleep(PAUSE.min(limit.saturating_sub(begun.elapsed()))),
         }
     }
