@@ -7,6 +7,7 @@ use super::setting::Bench;
 use crate::sandbox::check_interrupted;
 use anyhow::{Context, bail, ensure};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::statvfs::statvfs;
 use nix::unistd::Pid;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -19,8 +20,12 @@ const MEMORY: &str = "/dev/shm";
 /// How long a process may take to start.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Whether there is a CRIU that works here, or why there is none.
-pub fn is_here() -> Result<(), String> {
+/// Whether there is a CRIU that works here and room for so many bytes in memory, or what is missing.
+pub fn is_here(bytes: usize) -> Result<(), String> {
+    let room = statvfs(MEMORY).map_or(0, |about| about.blocks_available() * about.fragment_size());
+    if room < 2 * bytes as u64 {
+        return Err(format!("there is too little room in {MEMORY} for the images of criu"));
+    }
     let output = criu().arg("check").stdin(Stdio::null()).output();
     let output = output.map_err(|_| "there is no criu here to compare with".to_owned())?;
     let said = String::from_utf8_lossy(&output.stderr);

@@ -163,7 +163,7 @@ fn freeze(bench: &Bench, bytes: usize, rate: u64) -> anyhow::Result<Outcome> {
 /// up each millisecond to look at the clock.
 pub fn criu(bench: &Bench) -> anyhow::Result<Outcome> {
     const BYTES: usize = 64 << 20;
-    if let Err(why) = criu::is_here() {
+    if let Err(why) = criu::is_here(BYTES) {
         return Ok(Outcome::none(why));
     }
     let other = Other::launch(bench)?;

@@ -62,7 +62,8 @@ impl Diary {
     fn tick(&mut self) -> io::Result<()> {
         let now = self.look(TICK)?;
         if now - self.told >= LINE {
-            writeln!(self.file, "{} {} {}", now.as_nanos(), self.longest.as_nanos(), self.pages)?;
+            let line = format!("{} {} {}\n", now.as_nanos(), self.longest.as_nanos(), self.pages);
+            self.file.write_all(line.as_bytes())?;
             (self.told, self.longest, self.pages) = (now, Duration::ZERO, 0);
         }
         Ok(())
