@@ -1,10 +1,11 @@
 //! Faults at each step of a migration between hosts: the process goes on at one node, and a retry succeeds.
 
 use crate::wandering::wander;
-use crate::{Cluster, HOSTS, ended_well, numbered, says, until};
+use crate::{Cluster, HOSTS, ended_well, numbered, says, until, words};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use skein_tests::mishaps::{self, NODE_DIED, Then, goes_on, in_time};
+use skein_tests::mover;
 use skein_tests::net::Network;
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
@@ -126,6 +127,90 @@ fn at_each_step_a_fault_leaves_the_process_at_one_host() {
         format!("{fault} {}", if home_first { "from home" } else { "to home" })
     };
     mishaps::all(&cases, name, |&(fault, then, home_first)| in_time(|| once_with_fault(fault, then, home_first)));
+}
+
+/// At each of these steps the protocol waits for a moment, in which a `skeind` dies.
+const STEPS: [&str; 6] = ["DeputyFind", "SourcePages", "SourceImage", "TargetAdopt", "SourceCommit", "DeputyMoved"];
+
+/// Writes numbers to a file, each once, until it gets a signal.
+const COUNTS: &str = "
+import signal, sys, time
+done = []
+signal.signal(signal.SIGUSR1, lambda *_: done.append(1))
+with open(sys.argv[1], 'w', buffering=1) as file:
+    number = 0
+    while not done:
+        print(number, file=file)
+        number += 1
+        time.sleep(0.001)
+";
+
+/// How long the program stood still, if that was too long.
+fn once_without_daemon(step: &str, of: usize, home_first: bool) -> Option<Duration> {
+    let fault = format!("{step}=delay");
+    let (nodes, deputies) = if step.starts_with("Deputy") { ("", fault.as_str()) } else { (fault.as_str(), "") };
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let mark = place.path().join("happened");
+    if !home_first {
+        std::fs::write(&mark, "").expect("a file");
+    }
+    let variables = [("SKEIN_FAULT", nodes), ("SKEIN_FAULT_MARK", mark.to_str().expect("text"))];
+    let mut cluster = Cluster::start_with(2, &variables)?;
+    cluster.hosts[0].set("SKEIN_FAULT", deputies);
+    let file = place.path().join("numbers");
+    let mut argv = words(&["/usr/bin/python3", "-c", COUNTS]);
+    argv.push(file.clone().into_os_string());
+    let mut child = cluster.mosrun(&argv);
+    let pid = child.id() as i32;
+    let written = || std::fs::metadata(&file).map_or(0, |about| about.len());
+    until("the program is at work", || written() > 0);
+    if !home_first {
+        cluster.migrate_for_sure(pid, 1, &mut 0);
+        std::fs::remove_file(&mark).expect("the file");
+    }
+    let daemon = cluster.daemon(of);
+    let result = std::thread::scope(|scope| {
+        let migration = scope.spawn(|| cluster.migrate(pid, usize::from(home_first)));
+        until("the step is reached", || mark.exists());
+        kill(Pid::from_raw(daemon), Signal::SIGKILL).expect("it runs");
+        migration.join().expect("no panic")
+    });
+    let late = goes_on(&mut child, written);
+    let runs_at = || -> Vec<usize> {
+        let runs = |host: &usize| {
+            let all = mover::processes(&cluster.hosts[*host].socket("node-1")).unwrap_or_default();
+            all.iter().any(|process| process.pid == pid && !process.arriving)
+        };
+        (0..2).filter(runs).collect()
+    };
+    if result.is_ok() {
+        assert_eq!(runs_at(), [usize::from(home_first)], "it was said to have gone");
+    }
+    says(&cluster.hosts[of], &["host", "start"]);
+    // Wherever it is, it can go; but the nodes may still go on with what was ordered before.
+    until("a retry succeeds", || {
+        let at = runs_at();
+        assert!(at.len() < 2, "it is at both");
+        matches!(at[..], [at] if cluster.migrate(pid, 1 - at).is_ok())
+    });
+    let before = written();
+    until("it goes on", || written() > before);
+    kill(Pid::from_raw(pid), Signal::SIGUSR1).expect("it runs");
+    ended_well(child);
+    assert!(numbered(&file) > 0);
+    late
+}
+
+#[test]
+fn a_daemon_that_is_killed_at_any_step_leaves_the_process_at_one_host() {
+    let both = |step| [(step, 0), (step, 1)];
+    let cases: Vec<(&str, usize, bool)> =
+        (STEPS.into_iter().flat_map(both)).flat_map(|(step, of)| [(step, of, true), (step, of, false)]).collect();
+    let name = |&(step, of, home_first): &(&str, usize, bool)| {
+        let direction = if home_first { "from home" } else { "to home" };
+        format!("{step} {direction}, the daemon of {}", HOSTS[of])
+    };
+    mishaps::all(&cases, name, |&(step, of, home_first)| in_time(|| once_without_daemon(step, of, home_first)));
 }
 
 /// Cables are pulled at moments that a seed decides, while the process goes to another host or comes back from there: it

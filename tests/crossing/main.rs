@@ -75,6 +75,13 @@ impl Cluster {
         child
     }
 
+    /// The PID of a host's `skeind`.
+    fn daemon(&self, host: usize) -> i32 {
+        let status = says(&self.hosts[host], &["host", "status", "--json"]);
+        let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+        status["pid"].as_i64().expect("a PID") as i32
+    }
+
     /// At which host a process runs, by its number.
     fn at(&self, pid: i32) -> Option<usize> {
         let nodes = self.hosts.iter().map(|host| host.socket("node-1"));

@@ -52,10 +52,8 @@ fn belongings(pid: i64) -> (usize, usize) {
 /// What the deputy, and VMM and `skeind` of each host have: descriptors, threads; and guest RAM that is handed out.
 fn all_belongings(cluster: &Cluster, deputy: i32) -> (Vec<(usize, usize)>, Vec<u64>) {
     let (mut have, mut memory) = (vec![belongings(deputy.into())], Vec::new());
-    for host in &cluster.hosts {
-        let status: serde_json::Value =
-            serde_json::from_str(&crate::says(host, &["host", "status", "--json"])).expect("JSON");
-        have.push(belongings(status["pid"].as_i64().expect("a PID")));
+    for (number, host) in cluster.hosts.iter().enumerate() {
+        have.push(belongings(cluster.daemon(number).into()));
         let nodes: Vec<serde_json::Value> =
             serde_json::from_str(&crate::says(host, &["node", "ls", "--json"])).expect("JSON");
         have.push(belongings(nodes[0]["vmm_pid"].as_i64().expect("a PID")));
