@@ -5,6 +5,7 @@ use super::frame::{self, FrameError};
 use super::lasting::{self, Lasting, Transport};
 use super::sealed::{BadKeys, Opener, SealedStream, Sealer, StreamKeys};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv, send, setsockopt, sockopt};
 use serde::{Serialize, de::DeserializeOwned};
 use std::io::{self, Read, Write};
@@ -149,6 +150,12 @@ impl Stream {
             (Self::Sealed(sealed), _) => sealed.opener.receive_once(&mut sealed.socket, room),
             (Self::Lasting(lasting), _) => lasting.receive(room, false),
         }
+    }
+
+    /// Whether something has come, be it the end.
+    pub fn has_news(&self) -> bool {
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count > 0)
     }
 
     /// Whether it goes to another host.

@@ -122,7 +122,29 @@ impl Link {
 
 impl Link {
     /// Sends what pages hold; nobody may free their frames meanwhile.
+    ///
+    /// # Errors
+    /// Also what the target says before it is asked: that it does not take the process.
     pub(super) fn send_pages(
+        &mut self,
+        kernel: &Kernel,
+        owner: Owner,
+        stretches: &[Stretch],
+        round: &mut Round,
+    ) -> Result<(), MigrateError> {
+        if self.step == Step::SourceServe {
+            // It asks for others meanwhile.
+            return self.put_pages(kernel, owner, stretches, round);
+        }
+        let sent = match self.stream.has_news() {
+            true => Err(MigrateError::Nonsense),
+            false => self.put_pages(kernel, owner, stretches, round),
+        };
+        // Why it has closed the connection is more than that it has.
+        sent.map_err(|error| if self.stream.has_news() { self.reply().err().unwrap_or(error) } else { error })
+    }
+
+    fn put_pages(
         &mut self,
         kernel: &Kernel,
         owner: Owner,
