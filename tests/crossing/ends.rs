@@ -7,6 +7,7 @@ use nix::unistd::Pid;
 use skein_tests::guest::{Linking, program};
 use skein_tests::mishaps::in_time;
 use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdout, Stdio};
 use std::time::Instant;
 
 /// The status of a `mosrun` whose node is gone.
@@ -73,13 +74,7 @@ fn processes_go_on_while_no_skeind_runs_but_do_not_leave() {
     let pid = child.id() as i32;
     cluster.migrate_for_sure(pid, 1, &mut 0);
     // Its nodes live on, and with them the process.
-    let daemon = |host: usize| -> i32 {
-        let status: serde_json::Value =
-            serde_json::from_str(&says(&cluster.hosts[host], &["host", "status", "--json"])).expect("JSON");
-        status["pid"].as_i64().expect("a PID") as i32
-    };
-    let killed = daemon(1);
-    kill(Pid::from_raw(killed), Signal::SIGKILL).expect("it runs");
+    kill(Pid::from_raw(cluster.daemon(1)), Signal::SIGKILL).expect("it runs");
     let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
     let mut echo = |child: &mut std::process::Child| {
         child.stdin.as_mut().expect("a pipe").write_all(b"here\n").expect("it reads");
@@ -95,6 +90,67 @@ fn processes_go_on_while_no_skeind_runs_but_do_not_leave() {
     echo(&mut child);
     drop(child.stdin.take());
     ended_well(child);
+}
+
+#[test]
+fn a_target_whose_memory_is_full_does_not_take_it_and_it_goes_on() {
+    let Some(cluster) = Cluster::start(2) else { return };
+    says(&cluster.hosts[1], &["node", "launch", "--name", "small", "--memory", "96M"]);
+    // Each has as much noise as it is told to, in MiB, and says so when it has it.
+    let script = "import os, sys\nnoise = []\n\
+        for line in sys.stdin:\n  noise.append(os.urandom(int(line) << 20))\n  print(sum(map(len, noise)) >> 20, flush=True)\n";
+    let start = |options: &[&str]| {
+        let mut command = cluster.home().command("mosrun");
+        command.args(options).args(["/usr/bin/python3", "-c", script]);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mosrun");
+        let output = BufReader::new(child.stdout.take().expect("a pipe"));
+        (child, output)
+    };
+    let takes = |(child, output): &mut (Child, BufReader<ChildStdout>), mebibytes: u32, all: u32| {
+        writeln!(child.stdin.as_mut().expect("a pipe"), "{mebibytes}").expect("it reads");
+        let mut line = String::new();
+        output.read_line(&mut line).expect("a line");
+        assert_eq!(line, format!("{all}\n"));
+    };
+    let mut wants_to_go = start(&[]);
+    takes(&mut wants_to_go, 44, 44);
+    let pid = wants_to_go.0.id().to_string();
+    let migrate = |options: &[&str]| cluster.home().skein(&[&["migrate", &pid, "one/small"], options].concat());
+    let full = |refused: Result<String, String>| {
+        let refused = refused.expect_err("there is no room");
+        assert!(refused.contains("the node's memory is used up"), "{refused}");
+        assert_eq!(cluster.at(pid.parse().expect("a number")), Some(0));
+    };
+    // There is room when it is asked for, but then another takes it.
+    let mut other = start(&["-r", "one/small"]);
+    takes(&mut other, 1, 1);
+    let used = || {
+        let nodes = says(&cluster.hosts[1], &["node", "ls", "--json"]);
+        let nodes: Vec<serde_json::Value> = serde_json::from_str(&nodes).expect("JSON");
+        let small = nodes.iter().find(|node| node["name"] == "small").expect("it is there");
+        small["memory_used"].as_u64().expect("a number")
+    };
+    let before = used();
+    std::thread::scope(|scope| {
+        let migration = scope.spawn(|| migrate(&["--bandwidth", "12M", "--post-copy", "never"]));
+        until("it is on its way", || used() > before + (4 << 20) || migration.is_finished());
+        for all in [13, 25, 37] {
+            takes(&mut other, 12, all);
+        }
+        full(migration.join().expect("no panic"));
+    });
+    takes(&mut wants_to_go, 1, 45);
+    // Now there is none from the beginning.
+    full(migrate(&[]));
+    takes(&mut wants_to_go, 1, 46);
+    takes(&mut other, 1, 38);
+    drop(other.0.stdin.take());
+    ended_well(other.0);
+    until("there is room again", || migrate(&[]).is_ok());
+    takes(&mut wants_to_go, 1, 47);
+    drop(wants_to_go.0.stdin.take());
+    ended_well(wants_to_go.0);
 }
 
 #[test]
@@ -154,7 +210,7 @@ fn a_process_that_came_home_leaves_nothing_that_others_depend_on() {
     let Some(cluster) = Cluster::start(2) else { return };
     // A program that starts elsewhere and comes to a node that has mapped nothing of it yet.
     let case = program("wander", Linking::Dynamic, []);
-    let file = cluster.place.path().join("numbers");
+    let file = cluster.place.path().join("the-first-ones-numbers");
     let mut command = cluster.home().command("mosrun");
     let mut child = command
         .args(["-r", HOSTS[1]])
