@@ -154,6 +154,25 @@ fn a_target_whose_memory_is_full_does_not_take_it_and_it_goes_on() {
 }
 
 #[test]
+fn who_forks_as_soon_as_it_has_moved_does_so_there() {
+    let Some(mut cluster) = Cluster::start(2) else { return };
+    // Long enough for some forks, the deputy is still busy with the migration when the process runs at its new place.
+    cluster.hosts[0].set("SKEIN_FAULT", "DeputyLeft=delay");
+    let script = "import os, signal\ndone = []\nsignal.signal(signal.SIGUSR1, lambda *_: done.append(1))\n\
+        while not done:\n  child = os.fork()\n  if child == 0: os._exit(0)\n  assert os.waitpid(child, 0)[1] == 0\n";
+    for (start, to) in [(&[][..], 1), (&["-r", HOSTS[1]][..], 0)] {
+        let argv = [start, &["/usr/bin/python3", "-c", script]].concat();
+        let child = cluster.mosrun(&words(&argv));
+        let pid = child.id() as i32;
+        until("it is there", || cluster.at(pid) == Some(1 - to));
+        cluster.migrate_for_sure(pid, to, &mut 0);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        kill(Pid::from_raw(pid), Signal::SIGUSR1).expect("it runs");
+        ended_well(child);
+    }
+}
+
+#[test]
 fn what_shares_memory_with_its_home_stays_there() {
     let Some(cluster) = Cluster::start(2) else { return };
     let stays = |script: &str, why: &str| {

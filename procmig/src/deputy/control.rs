@@ -254,16 +254,15 @@ impl Control {
         let epoch = commit.epoch;
         let found = self.found.take().filter(|(of, _)| *of == epoch);
         match moving::hand_over(commit, found.map(|(_, target)| target)) {
-            Ok(Moved { control, link }) => {
+            Ok(Moved { control, left }) => {
                 self.say(&ToNode::Moved { epoch });
                 self.cancelled.clear();
                 // Nothing of the old node counts any more.
                 self.partial.clear();
                 let old = std::mem::replace(&mut self.stream, control);
-                let old_link = std::mem::replace(&mut *lock(&link::LINK), link);
                 remaking::look_at_all();
                 if !old.is_local() {
-                    self.left = Some(Left { control: old, _link: old_link, until: Instant::now() + LONG });
+                    self.left = Some(Left { control: old, _link: left, until: Instant::now() + LONG });
                 }
             }
             Err(error) => self.say(&ToNode::Kept { epoch, reason: crate::chain(&error) }),

@@ -65,13 +65,20 @@ impl From<io::Error> for MoveError {
     }
 }
 
-/// What a process that has moved is reached by.
+/// What has become of a process that has moved.
 #[derive(Debug)]
 pub(super) struct Moved {
-    /// The control connection, on which the target has been told to run the process.
+    /// The control connection with the target, on which it has been told to run the process.
     pub control: Connection,
-    /// The link with the target, if that is at another host.
-    pub link: Option<Arc<Link>>,
+    /// The link with the node that it has left, if that is at another host.
+    pub left: Option<Arc<Link>>,
+}
+
+/// What a target has taken.
+struct Adopted {
+    control: Connection,
+    /// The link with it, if it is at another host.
+    link: Option<Arc<Link>>,
 }
 
 /// Gives the process to a target: to the one at the socket that `commit` names, or to one that was found.
@@ -91,30 +98,33 @@ pub(super) fn hand_over(commit: &Commit, found: Option<Target>) -> Result<Moved,
     let leaving: Vec<Arc<Thread>> = commit.threads.iter().map(find).collect::<Result<_, _>>()?;
     // A path is taken from a node of this host alone.
     let here = commit.socket.as_ref().filter(|_| !link::is_remote());
-    let (mut moved, calls) = match (here, found) {
+    let (mut adopted, calls) = match (here, found) {
         (Some(socket), _) => adopt_here(Path::new(OsStr::from_bytes(socket)), commit)?,
         (None, Some(Target::Here(socket))) => adopt_here(&socket, commit)?,
         (None, Some(Target::There(distant))) => adopt_there(*distant, commit)?,
         (None, None) => return Err(MoveError::Refused("home has found no way to the target".to_owned())),
     };
     faults::at(Step::DeputyAdopted)?;
-    moved.control.set_patience(None)?;
+    adopted.control.set_patience(None)?;
     // From here on the process is the target's.
-    frame::write_to(&mut moved.control, &ToNode::Run { epoch: commit.epoch })?;
+    frame::write_to(&mut adopted.control, &ToNode::Run { epoch: commit.epoch })?;
     EPOCH.store(commit.epoch, Ordering::SeqCst);
-    moved.control.last();
+    adopted.control.last();
     // It is the target's, whatever happens here.
     let _ = faults::at(Step::DeputyMoved);
+    // Before the first thread does something for the target, where a fork opens connections, say.
+    let left = std::mem::replace(&mut *lock(&link::LINK), adopted.link.take());
     for ((thread, hand_over), connection) in leaving.iter().zip(&commit.threads).zip(calls) {
         connection.last();
         thread.reconnect(NewConnection { connection, seq: hand_over.seq, awaits: hand_over.awaits });
     }
+    let _ = faults::at(Step::DeputyLeft);
     end::note_node(&commit.node);
-    Ok(moved)
+    Ok(Moved { control: adopted.control, left })
 }
 
 /// Has a target on this host take the connections; gives the deputy's ends of those of the threads.
-fn adopt_here(socket: &Path, commit: &Commit) -> Result<(Moved, Vec<Connection>), MoveError> {
+fn adopt_here(socket: &Path, commit: &Commit) -> Result<(Adopted, Vec<Connection>), MoveError> {
     let making = descriptors::making();
     let mut control = Connection::local(Own::make(&making, || UnixStream::connect(socket))?);
     let pairs = commit.threads.iter().map(|_| descriptors::socketpair(&making)).collect::<Result<Vec<_>, _>>()?;
@@ -127,11 +137,11 @@ fn adopt_here(socket: &Path, commit: &Commit) -> Result<(Moved, Vec<Connection>)
         control.send_message(&request(commit, threads, Vec::new(), left), &theirs)?;
     }
     is_adopted(&mut control)?;
-    Ok((Moved { control, link: None }, pairs.into_iter().map(|(ours, _)| Connection::local(ours)).collect()))
+    Ok((Adopted { control, link: None }, pairs.into_iter().map(|(ours, _)| Connection::local(ours)).collect()))
 }
 
 /// The same of a target on another host.
-fn adopt_there(distant: Distant, commit: &Commit) -> Result<(Moved, Vec<Connection>), MoveError> {
+fn adopt_there(distant: Distant, commit: &Commit) -> Result<(Adopted, Vec<Connection>), MoveError> {
     let Distant { link, mut control, mut spare } = distant;
     while spare.len() < commit.threads.len() {
         spare.push(link.connect_anew()?);
@@ -141,7 +151,7 @@ fn adopt_there(distant: Distant, commit: &Commit) -> Result<(Moved, Vec<Connecti
     control.set_patience(Some(PATIENCE))?;
     control.send_message(&request(commit, &commit.threads, names, 0), &[])?;
     is_adopted(&mut control)?;
-    Ok((Moved { control, link: Some(Arc::new(link)) }, connections))
+    Ok((Adopted { control, link: Some(Arc::new(link)) }, connections))
 }
 
 fn request(commit: &Commit, threads: &[HandOver], connections: Vec<ConnectionId>, left: usize) -> NodeRequest {

@@ -53,12 +53,14 @@ pub enum Step {
     DeputyAdopted,
     /// The deputy has given the process to the target.
     DeputyMoved,
+    /// The deputy's threads have been told to go over to the target.
+    DeputyLeft,
     /// A thread of the deputy is about to go over to the target.
     DeputyReconnect,
 }
 
 /// All steps.
-pub const STEPS: [Step; 19] = [
+pub const STEPS: [Step; 20] = [
     Step::SourceOffer,
     Step::SourcePages,
     Step::SourceFrozen,
@@ -77,6 +79,7 @@ pub const STEPS: [Step; 19] = [
     Step::DeputyCommit,
     Step::DeputyAdopted,
     Step::DeputyMoved,
+    Step::DeputyLeft,
     Step::DeputyReconnect,
 ];
 
