@@ -216,7 +216,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`]
     pub fn save_elsewhere(&self, hosts: &BTreeSet<KeyId>) -> Result<(), StoreError> {
-        self.write("elsewhere.json", &serde_json::to_vec(hosts).expect("they can be written"))
+        // No program outlives the machine, and whoever starts one waits for this.
+        self.replace("elsewhere.json", &serde_json::to_vec(hosts).expect("they can be written"), false)
     }
 
     /// Forgets all of it.
@@ -253,15 +254,22 @@ impl Store {
 
     /// Replaces a file in one step, so that a crash leaves the old or the new.
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        self.replace(name, bytes, true)
+    }
+
+    /// The same; what need not survive the machine does not wait for the disk.
+    fn replace(&self, name: &str, bytes: &[u8], survives: bool) -> Result<(), StoreError> {
         let path = self.path.join(name);
         let new = self.path.join(format!("{name}.new"));
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
         let written = options.open(&new).and_then(|mut file| {
             file.write_all(bytes)?;
-            file.sync_all()?;
+            if survives {
+                file.sync_all()?;
+            }
             std::fs::rename(&new, &path)?;
-            sync(&self.path)
+            if survives { sync(&self.path) } else { Ok(()) }
         });
         written.map_err(Self::io(&path))
     }
