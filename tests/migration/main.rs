@@ -96,7 +96,7 @@ impl Pair {
 }
 
 /// Waits for something that soon becomes true.
-fn until(what: &str, is_so: impl Fn() -> bool) {
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
         assert!(start.elapsed() < Duration::from_secs(20), "not within 20 seconds: {what}");

@@ -67,12 +67,17 @@ fn go_at(
     std::thread::scope(|scope| {
         let order = ["migrate", "--json", "--post-copy", "always", "--bandwidth", bandwidth, &pid, "b"];
         let migration = scope.spawn(move || pair.host.skein(&order));
-        until("it runs at its new place", || {
+        until("it runs at its new place or has not gone", || {
             let there = skein_tests::mover::processes(&pair.socket("b")).unwrap_or_default();
-            there.iter().any(|process| !process.arriving)
+            there.iter().any(|process| !process.arriving) || migration.is_finished()
         });
-        meanwhile(child);
-        migration.join().expect("no panic")
+        let has_gone = !migration.is_finished();
+        if has_gone {
+            meanwhile(child);
+        }
+        let said = migration.join().expect("no panic");
+        assert!(has_gone || said.is_err(), "it was there too soon: {said:?}");
+        said
     })
 }
 
@@ -188,10 +193,11 @@ fn a_process_whose_memory_is_lost_ends_and_that_is_said() {
         "SourceMoved=kill",
     ] {
         let Some(pair) = Pair::start_with(&[("SKEIN_FAULT", fault)]) else { return };
-        let (child, _output) = numbered_pages(&pair, "while True: check(range(PAGES))");
+        let (mut child, _output) = numbered_pages(&pair, "while True: check(range(PAGES))");
         let pid = child.id().to_string();
         let went = pair.host.skein(&["migrate", "--post-copy", "always", &pid, "b"]);
         assert!(went.is_err(), "{fault}: {went:?}");
+        until(&format!("{fault}: it ends, {went:?}"), || child.try_wait().expect("a child").is_some());
         let output = child.wait_with_output().expect("it ends");
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(NODE_DIED), "{fault}: {said}");

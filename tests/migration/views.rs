@@ -37,25 +37,38 @@ fn end(mut child: Child) {
     child.wait().expect("it ends");
 }
 
+/// What is seen of a process, the same from both nodes as soon as it is in this state.
+fn alike(pair: &Pair, pid: i32, state: &str) -> String {
+    let start = Instant::now();
+    loop {
+        let [a, b] = ["a", "b"].map(|node| seen(pair, node, pid));
+        if a == b && a.contains(state) {
+            return a;
+        }
+        // Its threads may be about to wait.
+        if start.elapsed() > Duration::from_secs(20) {
+            assert_eq!(a, b, "{state}");
+            panic!("it is not {state}: {a}");
+        }
+    }
+}
+
 #[test]
 fn a_process_looks_the_same_from_every_node() {
     let Some(pair) = Pair::start() else { return };
     let child = somebody(&pair);
     let pid = child.id() as i32;
-    let from_its_own = seen(&pair, "a", pid);
+    let before = alike(&pair, pid, "S (sleeping)");
     for shown in
         ["Threads:\t3", "SigCgt:\t0000000100000802", "l   a   s   t       a   r   g", "[heap]", "/usr/bin/python3"]
     {
-        assert!(from_its_own.contains(shown), "{shown} is not in {from_its_own}");
+        assert!(before.contains(shown), "{shown} is not in {before}");
     }
-    assert_eq!(seen(&pair, "b", pid), from_its_own, "from the other node");
     pair.migrate(pid).expect("it goes");
-    until("it waits there too", || seen(&pair, "b", pid).contains("S (sleeping)"));
-    assert_eq!(seen(&pair, "a", pid), seen(&pair, "b", pid), "when it has gone");
+    alike(&pair, pid, "S (sleeping)");
     // Its deputy cannot answer now.
     kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("it runs");
-    until("it is stopped", || seen(&pair, "b", pid).contains("T (stopped)"));
-    assert_eq!(seen(&pair, "a", pid), seen(&pair, "b", pid), "when it is stopped");
+    alike(&pair, pid, "T (stopped)");
     end(child);
 }
 
