@@ -2,12 +2,19 @@
 //!
 //! The hypervisor's log is one for the whole memory and is emptied when it is read; several may want to know at a
 //! time, so each has a set of its own, and whoever looks shares out what the log has to all.
+//!
+//! The log goes on for a moment after the last has gone: to end it takes the hypervisor long where the guest is busy, so
+//! nobody waits for that, and who comes meanwhile finds it on.
 
 use crate::addr::{Frame, GuestPhysAddr, PAGE_SIZE};
 use crate::hypervisor::HypervisorError;
 use crate::machine::Machine;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// For so long nobody wants to know when the log is ended.
+const REST: Duration = Duration::from_secs(1);
 
 /// A set of frames.
 #[derive(Debug, Clone, Default)]
@@ -101,6 +108,47 @@ pub(crate) struct Trackers(Mutex<Sets>);
 struct Sets {
     next: u64,
     sets: Vec<(u64, FrameSet)>,
+    log: Log,
+    /// When the last has gone.
+    idle_since: Option<Instant>,
+}
+
+/// The hypervisor's log.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Log {
+    #[default]
+    Off,
+    On,
+    /// On, and a thread ends it when nobody has wanted it for a moment.
+    Ending,
+}
+
+impl Sets {
+    /// Ends the log.
+    fn end(&mut self, machine: &Machine) {
+        machine.ram().own_writes().wanted.store(false, Ordering::SeqCst);
+        self.log = Log::Off;
+        if let Err(error) = machine.vm().stop_dirty_log() {
+            tracing::warn!(%error, "the dirty log goes on");
+        }
+    }
+}
+
+/// Ends the log of a machine when nobody has wanted it for a moment.
+fn end_later(machine: &Arc<Machine>) {
+    loop {
+        let mut sets = machine.trackers().lock();
+        let idle = sets.idle_since.filter(|_| sets.sets.is_empty()).map(|since| since.elapsed());
+        match idle {
+            Some(idle) if idle >= REST => return sets.end(machine),
+            // Whoever is last sees to it again.
+            None => return sets.log = Log::On,
+            Some(idle) => {
+                drop(sets);
+                std::thread::sleep(REST.saturating_sub(idle));
+            }
+        }
+    }
 }
 
 impl Trackers {
@@ -122,10 +170,16 @@ impl Tracker {
     /// If the hypervisor refuses.
     pub fn start(machine: &Arc<Machine>) -> Result<Self, HypervisorError> {
         let mut sets = machine.trackers().lock();
-        if sets.sets.is_empty() {
+        if sets.log == Log::Off {
             machine.vm().start_dirty_log()?;
             machine.ram().own_writes().start(machine.ram().size());
+            sets.log = Log::On;
+        } else if sets.sets.is_empty() {
+            // What was written before is of no interest.
+            machine.vm().read_dirty_log()?;
+            machine.ram().own_writes().take();
         }
+        sets.idle_since = None;
         let id = sets.next;
         sets.next += 1;
         sets.sets.push((id, FrameSet::default()));
@@ -154,10 +208,16 @@ impl Drop for Tracker {
     fn drop(&mut self) {
         let mut sets = self.machine.trackers().lock();
         sets.sets.retain(|(id, _)| *id != self.id);
-        if sets.sets.is_empty() {
-            self.machine.ram().own_writes().wanted.store(false, Ordering::SeqCst);
-            if let Err(error) = self.machine.vm().stop_dirty_log() {
-                tracing::warn!(%error, "the dirty log goes on");
+        if !sets.sets.is_empty() {
+            return;
+        }
+        sets.idle_since = Some(Instant::now());
+        if sets.log == Log::On {
+            let machine = self.machine.clone();
+            let thread = std::thread::Builder::new().name("dirty log".into()).stack_size(64 << 10);
+            match thread.spawn(move || end_later(&machine)) {
+                Ok(_) => sets.log = Log::Ending,
+                Err(_) => sets.end(&self.machine),
             }
         }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use vmm::addr::{Frame, PAGE_SIZE};
+use vmm::dirty::Tracker;
 use vmm::entry::{EntryMode, Paging};
 use vmm::hypervisor::kvm::KvmHypervisor;
 use vmm::machine::{Machine, MachineError};
@@ -403,4 +404,50 @@ fn the_costs_of_the_hypervisor_are_measured() {
     assert!(costs.exit.as_millis() < 10, "{costs:?}");
     assert_eq!(costs.modes, machine().modes());
     assert!(!vmm::probe::bare_exit(&hypervisor).unwrap().is_zero());
+}
+
+#[test]
+fn each_who_wants_to_know_is_told_what_was_written_since_and_the_log_ends_a_moment_later() {
+    let machine = machine();
+    let (tables, frames) = tables(&machine, 6);
+    let mut cpu = cpu(&machine, &tables);
+    let mut write = |page: usize| store(&mut cpu, DATA + page as u64 * PAGE_SIZE, 1);
+    let written = |tracker: &Tracker| -> Vec<usize> {
+        let set = tracker.take().unwrap();
+        (0..frames.len()).filter(|&page| set.contains(frames[page])).collect()
+    };
+    let is_ending = || {
+        let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let names = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
+        names.into_iter().any(|name| name == "dirty log\n")
+    };
+    write(0);
+    let first = Tracker::start(&machine).unwrap();
+    write(1);
+    let second = Tracker::start(&machine).unwrap();
+    write(2);
+    assert!(written(&second).contains(&2));
+    let seen = written(&first);
+    assert!(seen.contains(&1) && seen.contains(&2) && !seen.contains(&0), "{seen:?}");
+    drop((first, second));
+    // The log is still on, but what was written meanwhile is of no interest.
+    write(3);
+    let third = Tracker::start(&machine).unwrap();
+    write(4);
+    machine.ram().write(frames[5].address(), b"by the VMM");
+    assert_eq!(written(&third), [4, 5]);
+    // Whoever comes does not keep it from going on for who is there.
+    std::thread::sleep(Duration::from_millis(1100));
+    write(1);
+    assert_eq!(written(&third), [1]);
+    drop(third);
+    let since = Instant::now();
+    while is_ending() {
+        assert!(since.elapsed() < Duration::from_secs(10), "the log does not end");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let fourth = Tracker::start(&machine).unwrap();
+    assert!(written(&fourth).is_empty());
+    write(0);
+    assert_eq!(written(&fourth), [0]);
 }
