@@ -260,6 +260,11 @@ impl Host {
         self.directory().join("nodes").join(format!("{node}.sock"))
     }
 
+    /// The log of the host daemon.
+    pub fn daemon_log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.directory().join("skeind.log")).unwrap_or_default()).into_owned()
+    }
+
     /// The log of a node.
     pub fn node_log(&self, name: &str) -> String {
         let path = self.directory().join("nodes").join(format!("{name}.log"));

@@ -96,7 +96,8 @@ impl Cluster {
     /// The same with options.
     fn migrate_with(&self, pid: i32, to: usize, options: &[&str]) -> Result<serde_json::Value, String> {
         let to = if to == 0 { "home".to_owned() } else { format!("{}/node-1", HOSTS[to]) };
-        let said = self.home().skein(&[&["migrate", "--json", &pid.to_string(), &to], options].concat())?;
+        let said = self.home().skein(&[&["migrate", "--json", &pid.to_string(), &to], options].concat());
+        let said = said.map_err(|why| format!("{why}{}", self.logs()))?;
         let record = said.lines().last().ok_or("it says nothing")?;
         serde_json::from_str(record).map_err(|error| format!("{error}: {said}"))
     }
@@ -123,7 +124,7 @@ impl Cluster {
     }
 
     fn logs(&self) -> String {
-        self.hosts.iter().map(|host| host.node_log("node-1")).collect()
+        self.hosts.iter().map(|host| host.daemon_log() + &host.node_log("node-1")).collect()
     }
 }
 

@@ -7,6 +7,7 @@ use super::wire::control::{MemberAnswer, MemberStatus};
 use super::wire::label::Label;
 use super::wire::message::{Greeting, Hello, Load, Purpose, Reply, Request};
 use super::wire::roster::Member;
+use crate::hostd::registry::chain;
 use crate::name::NodeName;
 use procmig::wire::control::ProcessStatus;
 use std::net::SocketAddr;
@@ -195,9 +196,13 @@ pub async fn guests(membership: &Arc<Membership>, on: Vec<Member>) -> Vec<(Membe
         let membership = membership.clone();
         async move { (in_time(ask(&membership, &member, &Request::Guests)).await, member) }
     });
-    let known = |(reply, member)| match reply {
+    let known = |(reply, member): (Result<Reply, LinkError>, Member)| match reply {
         Ok(Reply::Guests(guests)) => Some((member, guests)),
-        _ => None,
+        Ok(_) => None,
+        Err(error) => {
+            tracing::warn!(host = %member.name, error = chain(&error), "what runs on a host is not known");
+            None
+        }
     };
     answers.await.into_iter().filter_map(known).collect()
 }

@@ -9,6 +9,7 @@ use crate::cluster::wire::id::KeyId;
 use crate::cluster::wire::label::Label;
 use crate::cluster::wire::message::Load;
 use crate::name::NodeName;
+use crate::nodelink;
 use procmig::wire::control::ProcessStatus;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -33,7 +34,8 @@ impl Nodes for OwnNodes {
     }
 
     fn guests(&self, home: Option<&Label>) -> Vec<(NodeName, ProcessStatus)> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner).processes();
+        let (state, nodes) = self.0.lock().unwrap_or_else(PoisonError::into_inner).nodes();
+        let mut all = nodelink::processes_of(&state, nodes);
         all.retain(|(_, process)| process.home.as_deref() == home.map(Label::as_str));
         all
     }

@@ -12,6 +12,7 @@ use crate::cluster::wire::label::Label;
 use crate::cluster::wire::message::Migrate as Order;
 use crate::cluster::wire::roster::Member;
 use crate::name::NodeName;
+use crate::nodelink;
 use procmig::migration::record::Record;
 use procmig::wire::control::{ProcessStatus, settle};
 use std::sync::Arc;
@@ -61,7 +62,10 @@ fn member(membership: &Membership, name: &Label) -> Result<Member, String> {
 
 /// Where a process runs.
 async fn find(host: &Arc<Host>, pid: i32, home: Option<&Label>) -> Result<Place, String> {
-    let processes = super::change(host, |registry| registry.processes()).await.map_err(|error| error.to_string())?;
+    let failed = |error: tokio::task::JoinError| error.to_string();
+    let (state, nodes) = super::change(host, |registry| registry.nodes()).await.map_err(failed)?;
+    let asked = tokio::task::spawn_blocking(move || nodelink::processes_of(&state, nodes));
+    let processes = asked.await.map_err(failed)?;
     let is_it = |process: &ProcessStatus| process.pid == pid && process.home.as_deref() == home.map(Label::as_str);
     let here = processes.into_iter().filter(|(_, process)| is_it(process));
     let mut seen: Vec<_> = here.map(|(node, process)| (Ok(node), process)).collect();

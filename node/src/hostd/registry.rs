@@ -12,7 +12,6 @@ use crate::nodelink;
 use crate::statedir::StateDir;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use procmig::wire::control::ProcessStatus;
 use std::collections::BTreeMap;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -194,13 +193,9 @@ impl Registry {
         known.min().map(|(_, name)| name)
     }
 
-    /// The processes of all nodes that answer.
-    pub fn processes(&self) -> Vec<(NodeName, ProcessStatus)> {
-        let of = |entry: NodeEntry| {
-            let processes = nodelink::processes(&self.state, &entry.name).unwrap_or_default();
-            processes.into_iter().map(move |process| (entry.name.clone(), process))
-        };
-        self.entries().into_iter().flat_map(of).collect()
+    /// What it takes to ask all nodes something.
+    pub fn nodes(&self) -> (StateDir, Vec<NodeName>) {
+        (self.state.clone(), self.entries().into_iter().map(|entry| entry.name).collect())
     }
 
     /// Stops a node and waits until its process is gone.
