@@ -1,7 +1,7 @@
 //! A node VM as a process: what `skeind` starts.
 
 use crate::kernel::process::Presence;
-use crate::kernel::{Kernel, KernelError};
+use crate::kernel::{Kernel, KernelError, priority};
 use crate::migration::{adoption, source, target};
 use crate::wire::control::{MAX_MESSAGE, MAX_REQUEST, NodeReply, NodeRequest, NodeStatus, VERSION};
 use crate::wire::frame::{self, FrameError};
@@ -59,6 +59,7 @@ pub enum NodeError {
 /// If the VM cannot be made; who waits at `ready` is told, too.
 pub fn serve(config: NodeConfig) -> Result<(), NodeError> {
     let started = Instant::now();
+    priority::note_own();
     let NodeConfig { name, memory, listener, ready } = config;
     let made = start(name, memory);
     if let (Ok(kernel), Ok(own)) = (&made, listener.local_addr())
@@ -110,6 +111,7 @@ fn accept(listener: &UnixListener, kernel: &Arc<Kernel>, start_micros: u64, stop
         };
         let (kernel, stop) = (kernel.clone(), stop.clone());
         let spawned = std::thread::Builder::new().name("connection".into()).stack_size(256 << 10).spawn(move || {
+            priority::go_first();
             if let Err(error) = converse(connection, &kernel, start_micros, &stop) {
                 tracing::warn!(error = %crate::chain(&error), "a connection is dropped");
             }

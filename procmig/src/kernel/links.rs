@@ -7,7 +7,7 @@ use super::process::Ending;
 use super::start::StartError;
 use super::time::Time;
 use super::ways::Ways;
-use super::{Kernel, KernelError, lock};
+use super::{Kernel, KernelError, lock, priority};
 use crate::migration::adoption;
 use crate::vdso::distance::{Asked, Clocks, Distance};
 use crate::wire::control::{self, HostId, MAX_MESSAGE, MAX_REQUEST, VERSION};
@@ -428,6 +428,7 @@ impl Kernel {
                 let control = take(&control)?;
                 let (kernel, its) = (self.clone(), link.clone());
                 std::thread::Builder::new().name("adopt".into()).stack_size(256 << 10).spawn(move || {
+                    priority::go_first();
                     if let Err(error) = adoption::serve_remote(&kernel, control, &its) {
                         tracing::debug!(error = %crate::chain(&error), "no process has come over a link");
                     }

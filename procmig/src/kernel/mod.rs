@@ -24,6 +24,7 @@ pub mod memory_short;
 mod near;
 pub mod neighbours;
 pub mod pool;
+pub mod priority;
 mod proc_files;
 pub mod process;
 pub mod relay;

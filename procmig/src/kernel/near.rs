@@ -8,8 +8,8 @@
 //! no thread stays bound that computes or waits.
 
 use super::affinity::{CpuSet, has_one_cpu};
-use super::lock;
 use super::thread::Thread;
+use super::{lock, priority};
 use crate::wire::control::ToDeputy;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -64,7 +64,11 @@ impl Near {
         }
         let shared = self.shared.clone();
         let started = std::thread::Builder::new().name("near".into()).stack_size(256 << 10);
-        started.spawn(move || shared.run()).is_ok()
+        let run = move || {
+            priority::take_turns();
+            shared.run();
+        };
+        started.spawn(run).is_ok()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::guest::GuestThread;
 use super::host_thread::HostThread;
-use super::lock;
+use super::{lock, priority};
 use crate::mm::Gate;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -82,6 +82,7 @@ impl Pool {
             .name("vcpu".into())
             .stack_size(STACK)
             .spawn(move || {
+                priority::take_turns();
                 cpu.claim();
                 let _ = host_sender.send(HostThread::current());
                 while let Ok(job) = receiver.recv() {

@@ -1,7 +1,7 @@
 //! Deputies' control connections: signals that reached them, and their end.
 
 use super::process::{Ending, Process, Verdict};
-use super::{Kernel, lock};
+use super::{Kernel, lock, priority};
 use crate::wire::control::{MAX_MESSAGE, ToNode};
 use crate::wire::lasting::Watcher;
 use crate::wire::stream::Receiving;
@@ -51,6 +51,7 @@ impl Relay {
         }
         let kernel = self.kernel.clone();
         std::thread::Builder::new().name("relay".into()).stack_size(256 << 10).spawn(move || {
+            priority::go_first();
             while let Some(kernel) = kernel.upgrade() {
                 kernel.relay.turn();
             }

@@ -1,7 +1,7 @@
 //! The thread that looks for posted calls.
 
 use super::super::affinity::has_one_cpu;
-use super::super::lock;
+use super::super::{lock, priority};
 use super::{Caller, files, home, signals};
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::{Pid, gettid};
@@ -156,7 +156,10 @@ impl Poller {
             return true;
         }
         let shared = self.shared.clone();
-        match std::thread::Builder::new().name("poller".into()).spawn(move || shared.run()) {
+        match std::thread::Builder::new().name("poller".into()).spawn(move || {
+            priority::take_turns();
+            shared.run();
+        }) {
             Ok(_) => {
                 self.started.store(true, Ordering::Release);
                 true
