@@ -39,7 +39,11 @@ const MOST_UNNAMED: usize = 1024;
 /// How often a home is asked for its clocks, and for how long, until it has answered fast.
 const LOOKS: u32 = 20;
 const LONG: Duration = Duration::from_millis(300);
+/// The same for one that has never answered within [`LONG`].
+const LONGEST: Duration = Duration::from_secs(4);
 const FAST: Duration = Duration::from_micros(500);
+/// Clocks that are told so slowly may be wrong by more than a target waits for ([`crate::migration::target`]).
+const SLOW: Duration = Duration::from_secs(1);
 /// Most links.
 const MOST_LINKS: usize = 4096;
 /// Why a link came to nothing.
@@ -57,6 +61,9 @@ pub enum LinkError {
     /// The other host's clocks show what no clock shows.
     #[error("another host says of its clocks what cannot be")]
     Clocks,
+    /// What the other host's clocks show is not known well enough.
+    #[error("another host takes {0:?} to say what its clocks show")]
+    SlowClocks(Duration),
     /// There is no memory for its time.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -80,34 +87,43 @@ pub struct Home {
 }
 
 impl Home {
-    /// Learns what its clocks show: asks as often as it takes until an answer has come fast, or long enough. It was asked
-    /// for the first time at `asked`.
+    /// Learns what its clocks show. It was asked for the first time at `asked`.
     fn learn_clocks(&self, machine: &Arc<Machine>, stream: &mut Stream, asked: Asked) -> Result<(), LinkError> {
-        let begun = Instant::now();
-        let (mut asked, mut sent) = (asked, begun);
-        let mut best: Option<(Duration, Distance)> = None;
-        for look in 1.. {
-            let told: Clocks = frame::read_from(stream, MAX_MESSAGE)?;
-            let took = sent.elapsed();
-            if let Some(time) = self.time.get() {
-                time.clock.hear(&asked, &told);
-            } else {
-                let distance = Distance::measure(&asked, &told).ok_or(LinkError::Clocks)?;
-                if best.is_none_or(|(shortest, _)| took < shortest) {
-                    best = Some((took, distance));
-                }
-            }
-            if took < FAST || look == LOOKS || begun.elapsed() > LONG {
-                break;
-            }
-            (asked, sent) = (Asked::now(), Instant::now());
-            frame::write_to(stream, &LinkReply::Clocks)?;
-        }
-        if let Some((_, distance)) = best {
+        if let Some(distance) = ask_clocks(stream, asked, self.time.get())? {
             // Another of its programs may have come first.
             let _ = self.time.set(Time::new(machine, Some(distance))?);
         }
         Ok(frame::write_to(stream, &LinkReply::Ready)?)
+    }
+}
+
+/// How far a home's clocks are, if its time is not known yet: asks as often as it takes until an answer has come fast, or
+/// long enough if none was so slow that the clocks would be wrong by much.
+fn ask_clocks(stream: &mut Stream, first: Asked, known: Option<&Time>) -> Result<Option<Distance>, LinkError> {
+    let begun = Instant::now();
+    let (mut asked, mut sent) = (first, begun);
+    let mut best: Option<(Duration, Distance)> = None;
+    for look in 1.. {
+        let told: Clocks = frame::read_from(stream, MAX_MESSAGE)?;
+        let took = sent.elapsed();
+        if let Some(time) = known {
+            time.clock.hear(&asked, &told);
+        } else {
+            let distance = Distance::measure(&asked, &told).ok_or(LinkError::Clocks)?;
+            if best.is_none_or(|(shortest, _)| took < shortest) {
+                best = Some((took, distance));
+            }
+        }
+        let is_known = known.is_some() || best.is_some_and(|(shortest, _)| shortest <= LONG);
+        if took < FAST || look == LOOKS || begun.elapsed() > if is_known { LONG } else { LONGEST } {
+            break;
+        }
+        (asked, sent) = (Asked::now(), Instant::now());
+        frame::write_to(stream, &LinkReply::Clocks)?;
+    }
+    match best {
+        Some((shortest, _)) if shortest > SLOW => Err(LinkError::SlowClocks(shortest)),
+        best => Ok(best.map(|(_, distance)| distance)),
     }
 }
 
@@ -455,5 +471,39 @@ impl Kernel {
                 self.relay.look(&process);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    /// What is learnt from a home that takes so long for its answers, the first of which nobody has to ask for.
+    fn learnt(slow: &[Duration]) -> Result<Option<Distance>, LinkError> {
+        let (here, home) = UnixStream::pair().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut home = Stream::from(home);
+                for (index, slow) in slow.iter().enumerate() {
+                    if index > 0 && !matches!(frame::read_from(&mut home, MAX_MESSAGE), Ok(LinkReply::Clocks)) {
+                        return;
+                    }
+                    std::thread::sleep(*slow);
+                    let _ = frame::write_to(&mut home, &Clocks::now());
+                }
+            });
+            ask_clocks(&mut Stream::from(here), Asked::now(), None)
+        })
+    }
+
+    #[test]
+    fn clocks_that_are_told_late_are_asked_for_again_until_they_are_not() {
+        let (late, soon) = (Duration::from_millis(700), Duration::ZERO);
+        let distance = learnt(&[late, late, soon]).unwrap().unwrap();
+        assert!(distance.ahead().abs() < 10_000_000, "{distance:?}");
+        let late = Duration::from_millis(1100);
+        let error = learnt(&[late; 20]).unwrap_err().to_string();
+        assert!(error.starts_with("another host takes 1.1"), "{error}");
     }
 }

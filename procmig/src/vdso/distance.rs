@@ -85,6 +85,11 @@ impl Distance {
         })
     }
 
+    /// By how many nanoseconds its `CLOCK_MONOTONIC` is ahead.
+    pub fn ahead(&self) -> i64 {
+        self.monotonic
+    }
+
     /// Takes another answer into account, if it is no nonsense: what it contradicts changes.
     pub fn correct(&mut self, asked: &Asked, told: &Clocks) {
         let now = Asked::now();
