@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use Then::{Dies, Goes, GoesWithoutSource, Stays, StaysWithoutTarget};
 
-const FAULTS: [(&str, Then); 38] = [
+const FAULTS: [(&str, Then); 39] = [
     ("DeputyFind=cut", Stays),
     ("DeputyFind=delay", Goes),
     ("SourceOffer=cut", Stays),
@@ -48,6 +48,7 @@ const FAULTS: [(&str, Then); 38] = [
     ("TargetRun=kill", Dies),
     ("TargetRun=delay", Goes),
     ("DeputyHold=cut", Stays),
+    ("DeputyHold=late", Goes),
     ("DeputyCommit=cut", Stays),
     ("DeputyAdopted=cut", Stays),
     ("DeputyAdopted=delay", Goes),

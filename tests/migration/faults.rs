@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use Then::{Dies, Goes, GoesWithoutSource, Stays, StaysWithoutTarget};
 
-const FAULTS: [(&str, Then); 37] = [
+const FAULTS: [(&str, Then); 38] = [
     ("SourceOffer=cut", Stays),
     ("SourceOffer=kill", Dies),
     ("SourceOffer=delay", Goes),
@@ -44,6 +44,7 @@ const FAULTS: [(&str, Then); 37] = [
     ("TargetRun=kill", Dies),
     ("TargetRun=delay", Goes),
     ("DeputyHold=cut", Stays),
+    ("DeputyHold=late", Goes),
     ("DeputyCommit=cut", Stays),
     ("DeputyAdopted=cut", Stays),
     ("DeputyAdopted=delay", Goes),

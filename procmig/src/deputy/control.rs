@@ -208,26 +208,29 @@ impl Control {
                 let lent = lent::lend_passed(&files, passed);
                 self.say(&ToNode::Lent(lent.map_err(|errno| errno as i32)));
             }
-            ToDeputy::Prepare { epoch, host, node, threads } => {
+            ToDeputy::Prepare { epoch, attempt, host, node, threads } => {
                 self.found = None;
                 let search = match moving::is_next(epoch) {
-                    true => Search::start(epoch, host, node, threads).map_err(MoveError::from),
+                    true => Search::start(epoch, attempt, host, node, threads).map_err(MoveError::from),
                     false => Err(MoveError::OutOfTurn),
                 };
                 match search {
                     Ok(search) => self.search = Some(search),
-                    Err(error) => self.say(&ToNode::Prepared { epoch, result: Err(crate::chain(&error)) }),
+                    Err(error) => {
+                        let result = Err(crate::chain(&error));
+                        self.say(&ToNode::Prepared { epoch, attempt, result });
+                    }
                 }
             }
-            ToDeputy::Hold { epoch } if moving::is_next(epoch) => {
+            ToDeputy::Hold { epoch, attempt } if moving::is_next(epoch) => {
                 self.holds = true;
                 relay(&mut self.stream);
                 // One that fails is one that is not answered.
                 if faults::at(Step::DeputyHold).is_ok() {
-                    self.say(&ToNode::Held { epoch });
+                    self.say(&ToNode::Held { epoch, attempt });
                 }
             }
-            ToDeputy::Release { epoch } | ToDeputy::Hold { epoch } => {
+            ToDeputy::Release { epoch } | ToDeputy::Hold { epoch, .. } => {
                 if moving::is_next(epoch) {
                     (self.holds, self.search, self.found) = (false, None, None);
                 }
@@ -238,7 +241,7 @@ impl Control {
     }
 
     fn end_search(&mut self, search: Search) {
-        let epoch = search.epoch;
+        let (epoch, attempt) = (search.epoch, search.attempt);
         let result = match search.result() {
             Ok(target) => {
                 let link = target.link();
@@ -247,7 +250,7 @@ impl Control {
             }
             Err(error) => Err(crate::chain(&error)),
         };
-        self.say(&ToNode::Prepared { epoch, result });
+        self.say(&ToNode::Prepared { epoch, attempt, result });
     }
 
     fn commit(&mut self, commit: &Commit) {

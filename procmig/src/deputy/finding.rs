@@ -99,6 +99,7 @@ pub(super) struct Distant {
 pub(super) struct Search {
     /// For which migration.
     pub epoch: u32,
+    pub attempt: u32,
     /// Ends when there is a result.
     done: Own,
     result: Arc<Mutex<Option<Result<Target, MoveError>>>>,
@@ -109,7 +110,13 @@ impl Search {
     ///
     /// # Errors
     /// If there are no descriptors or threads left.
-    pub(super) fn start(epoch: u32, host: Option<HostId>, node: String, threads: u32) -> io::Result<Self> {
+    pub(super) fn start(
+        epoch: u32,
+        attempt: u32,
+        host: Option<HostId>,
+        node: String,
+        threads: u32,
+    ) -> io::Result<Self> {
         let (done, doing) = descriptors::socketpair(&descriptors::making())?;
         let result = Arc::new(Mutex::new(None));
         let place = result.clone();
@@ -118,7 +125,7 @@ impl Search {
             *lock(&place) = Some(found);
             drop(doing);
         })?;
-        Ok(Self { epoch, done, result })
+        Ok(Self { epoch, attempt, done, result })
     }
 
     /// Becomes readable when there is a result.

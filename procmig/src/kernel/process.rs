@@ -251,6 +251,8 @@ pub struct Process {
     relay_token: AtomicU64,
     /// How often it has changed its node.
     pub epoch: AtomicU32,
+    /// Attempts to migrate.
+    pub attempts: AtomicU32,
     presence: Mutex<Presence>,
     /// What the deputy has said of a migration, until somebody takes it.
     verdict: Mutex<Option<Verdict>>,
@@ -305,6 +307,7 @@ impl Process {
             home_signals: AtomicU64::new(0),
             relay_token: AtomicU64::new(u64::MAX),
             epoch: AtomicU32::new(0),
+            attempts: AtomicU32::new(0),
             presence: Mutex::new(Presence::Here),
             verdict: Mutex::default(),
             verdict_changed: Condvar::new(),
@@ -669,6 +672,13 @@ impl Process {
     /// Most signals that may wait, of the process and all its threads together.
     fn pending_limit(&self) -> usize {
         lock(&self.identity).limit(libc::RLIMIT_SIGPENDING).min(MAX_PENDING) as usize
+    }
+
+    /// Notes what the deputy has answered to an attempt to migrate to `epoch`, unless that was given up.
+    pub fn note_answer(&self, epoch: u32, attempt: u32, verdict: Verdict) {
+        if attempt == self.attempts.load(Ordering::SeqCst) {
+            self.note_verdict(epoch, verdict);
+        }
     }
 
     /// Notes what the deputy has said of the migration to `epoch`.

@@ -240,11 +240,12 @@ impl Connection {
                     }
                     self.process.remote.count_signal();
                 }
-                Ok(ToNode::Held { epoch }) => self.process.note_verdict(epoch, Verdict::Held),
+                Ok(ToNode::Held { epoch, attempt }) => self.process.note_answer(epoch, attempt, Verdict::Held),
                 Ok(ToNode::Moved { epoch }) => self.process.note_verdict(epoch, Verdict::Moved),
                 Ok(ToNode::Kept { epoch, reason }) => self.process.note_verdict(epoch, Verdict::Kept(reason)),
-                Ok(ToNode::Prepared { epoch, result }) => {
-                    self.process.note_verdict(epoch, result.map_or_else(Verdict::Kept, Verdict::Prepared));
+                Ok(ToNode::Prepared { epoch, attempt, result }) => {
+                    let verdict = result.map_or_else(Verdict::Kept, Verdict::Prepared);
+                    self.process.note_answer(epoch, attempt, verdict);
                 }
                 Ok(ToNode::Lent(result)) => self.process.remote.note_lent(result),
                 Ok(ToNode::Run { .. }) => {

@@ -4,7 +4,7 @@
 //! true once, the first time that somebody is at the step who has the same `SKEIN_FAULT_MARK`: the name of a file,
 //! not there yet, that tells all of them that it has happened. A step's name is that of a [`Step`] as it is
 //! written there; actions are `kill` (this process dies), `cut` (what is done at the step fails), `stop` (the step
-//! takes a minute), `delay` (a quarter of a second), `corrupt` and `duplicate` (of the message that is sent there).
+//! takes a minute), `delay` (a quarter of a second), `late` (longer than a process may stand still), `corrupt` and `duplicate` (of the message that is sent there).
 
 use std::io;
 use std::sync::OnceLock;
@@ -94,6 +94,8 @@ pub enum Action {
     Stop,
     /// It takes a while.
     Delay,
+    /// It takes longer than a process may stand still.
+    Late,
     /// The message is not what it should be.
     Corrupt,
     /// The message is sent twice.
@@ -120,6 +122,7 @@ fn parse(text: &str) -> Vec<Fault> {
             "cut" => Action::Cut,
             "stop" => Action::Stop,
             "delay" => Action::Delay,
+            "late" => Action::Late,
             "corrupt" => Action::Corrupt,
             "duplicate" => Action::Duplicate,
             _ => return None,
@@ -143,6 +146,10 @@ pub fn at(step: Step) -> io::Result<()> {
         }
         Some(Action::Delay) => {
             std::thread::sleep(Duration::from_millis(250));
+            Ok(())
+        }
+        Some(Action::Late) => {
+            std::thread::sleep(Duration::from_millis(1200));
             Ok(())
         }
         Some(_) => Err(io::Error::other(format!("a fault that was asked for, at {step:?}"))),

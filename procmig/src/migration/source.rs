@@ -25,7 +25,7 @@ use changes::{batches, bytes_in, changes};
 use link::Link;
 use nix::errno::Errno;
 use owing::Owing;
-use preparation::Preparation;
+use preparation::{Preparation, begin_attempt};
 use snapshot::{hand_over_list, image};
 use std::collections::BTreeSet;
 use std::io;
@@ -41,6 +41,8 @@ use vmm::hypervisor::HypervisorError;
 const STOP: Duration = Duration::from_millis(900);
 /// How long the deputy may take to hold its signals back.
 const HOLD: Duration = Duration::from_millis(900);
+/// How often a process is stopped, if its threads or its deputy are not in time: a machine may be very busy.
+const STOPS: u32 = 3;
 /// How long the deputy may take to find a way to the target.
 const PREPARE: Duration = Duration::from_secs(20);
 /// How long the target may take to answer.
@@ -240,6 +242,37 @@ fn check(kernel: &Kernel, process: &Arc<Process>) -> Result<Arc<AddressSpace>, M
     Ok(space)
 }
 
+/// Stops a process whose deputy holds its signals back, and tells since when it stands still. If either takes long the
+/// process goes on for a while before it is tried again.
+fn stop(process: &Arc<Process>, epoch: u32) -> Result<(Frozen<'_>, Instant), MigrateError> {
+    let attempt = begin_attempt(process);
+    process.send(&ToDeputy::Hold { epoch, attempt });
+    let mut is_held = false;
+    let mut hold = |limit| {
+        is_held = is_held || process.take_verdict(Some(limit)) == Some(Verdict::Held);
+        match is_held {
+            true => Ok(()),
+            false if process.ending().is_some() => Err(FreezeError::Ended.into()),
+            false => Err(MigrateError::Silent),
+        }
+    };
+    let mut stops = 1;
+    loop {
+        let started = Instant::now();
+        let stopped = process.freeze(STOP).map_err(MigrateError::from).and_then(|frozen| hold(HOLD).map(|()| frozen));
+        match stopped {
+            Ok(frozen) => return Ok((frozen, started)),
+            Err(MigrateError::Silent | MigrateError::Freeze(FreezeError::Late(_))) if stops < STOPS => {}
+            Err(error) => return Err(error),
+        }
+        stops += 1;
+        // It runs for as long as it has stood still.
+        let until = Instant::now() + started.elapsed();
+        let _ = hold(started.elapsed());
+        std::thread::sleep(until.saturating_duration_since(Instant::now()));
+    }
+}
+
 /// What a migration copies.
 struct Copy<'a> {
     kernel: &'a Arc<Kernel>,
@@ -357,27 +390,20 @@ impl Copy<'_> {
         record: &mut Record,
         tell: &mut dyn FnMut(Event),
     ) -> Result<(), MigrateError> {
-        let started = Instant::now();
         let epoch = process.epoch.load(Ordering::SeqCst).wrapping_add(1);
-        process.take_verdict(Some(Duration::ZERO));
-        process.send(&ToDeputy::Hold { epoch });
-        let decided = process.freeze(STOP).map_err(MigrateError::from).and_then(|frozen| {
+        let decided = stop(process, epoch).and_then(|(frozen, started)| {
             record.stop_micros = micros(started);
-            if process.take_verdict(Some(HOLD)) != Some(Verdict::Held) {
-                return Err(if process.ending().is_some() { FreezeError::Ended.into() } else { MigrateError::Silent });
-            }
             tell(Event::Frozen);
             self.kernel.timers.suspend(process);
             let moved = self.hand_over(process, frozen, epoch, tracker, record);
-            if moved.is_err() {
-                self.kernel.timers.resume(process);
+            match moved {
+                Ok(()) => record.freeze_micros = micros(started),
+                Err(_) => self.kernel.timers.resume(process),
             }
             moved
         });
-        match decided {
-            Ok(()) => record.freeze_micros = micros(started),
-            Err(MigrateError::Kept(_)) => {}
-            Err(_) => process.send(&ToDeputy::Release { epoch }),
+        if !matches!(decided, Ok(()) | Err(MigrateError::Kept(_))) {
+            process.send(&ToDeputy::Release { epoch });
         }
         decided
     }

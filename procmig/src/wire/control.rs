@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 
 /// Version of these protocols; peers must agree.
-pub const VERSION: u32 = 11;
+pub const VERSION: u32 = 12;
 /// Cap on the frame of a [`NodeRequest`]: the arguments and environment are in it.
 pub const MAX_REQUEST: usize = 8 << 20;
 /// Cap on every other frame.
@@ -304,6 +304,8 @@ pub enum ToDeputy {
     Hold {
         /// One more than the number of migrations so far.
         epoch: u32,
+        /// For the answer: of several attempts to migrate, which this is.
+        attempt: u32,
     },
     /// The process stays.
     Release {
@@ -315,6 +317,8 @@ pub enum ToDeputy {
     Prepare {
         /// As in [`ToDeputy::Hold`].
         epoch: u32,
+        /// As in [`ToDeputy::Hold`].
+        attempt: u32,
         /// The target's host; `None` is home.
         host: Option<HostId>,
         /// The target's name.
@@ -385,11 +389,15 @@ pub enum ToNode {
     Held {
         /// The same.
         epoch: u32,
+        /// The same.
+        attempt: u32,
     },
     /// To [`ToDeputy::Prepare`].
     Prepared {
         /// The same.
         epoch: u32,
+        /// The same.
+        attempt: u32,
         /// The link with the target, if that is at another host than home; or why there is no way.
         result: Result<Option<LinkId>, String>,
     },

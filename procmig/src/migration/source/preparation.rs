@@ -6,7 +6,15 @@ use crate::kernel::process::{Process, Verdict};
 use crate::wire::control::{Migrate, ToDeputy};
 use crate::wire::link::LinkId;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+/// From now on an answer of the deputy to an earlier attempt, if there comes one, is of no interest.
+pub(super) fn begin_attempt(process: &Process) -> u32 {
+    let attempt = process.attempts.fetch_add(1, Ordering::SeqCst).wrapping_add(1);
+    process.take_verdict(Some(Duration::ZERO));
+    attempt
+}
 
 /// What the deputy has found: the way to a target where not all are on one host. It is given up when this is dropped.
 pub(super) struct Preparation<'a> {
@@ -25,9 +33,9 @@ impl<'a> Preparation<'a> {
         if is_local {
             return Ok(way);
         }
-        process.take_verdict(Some(Duration::ZERO));
+        let attempt = begin_attempt(process);
         let threads = process.threads().len() as u32;
-        process.send(&ToDeputy::Prepare { epoch, host: order.host, node: order.node.clone(), threads });
+        process.send(&ToDeputy::Prepare { epoch, attempt, host: order.host, node: order.node.clone(), threads });
         way.link = match process.take_verdict(Some(PREPARE)) {
             Some(Verdict::Prepared(link)) if link.is_some() == order.host.is_some() => link,
             Some(Verdict::Kept(reason)) => return Err(MigrateError::Kept(reason)),
