@@ -6,7 +6,6 @@ mod ends;
 mod faults;
 mod following;
 mod lost;
-mod slow;
 mod wandering;
 
 use skein_tests::home::{Host, can_host};

@@ -1,16 +1,37 @@
-//! Links that are slower than memory.
+//! Links between hosts that are slower than memory: how long things take there. One test at a time, and not beside those
+//! that load the machine.
 
-use crate::LATE;
 use skein_tests::home::skein_binary;
 use skein_tests::net::{NetHost, Network};
 use std::io::{BufRead, BufReader, Write};
+use std::ops::Deref;
 use std::process::Stdio;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// How often a migration may be late, where others load the machine.
+const LATE: u32 = 10;
+
+/// A network that no other test has beside it.
+struct Alone {
+    network: Network,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Deref for Alone {
+    type Target = Network;
+
+    fn deref(&self) -> &Network {
+        &self.network
+    }
+}
 
 /// Two hosts of a cluster with a cable of so many bits a second; `None` where there are none.
-fn network(rate: &str) -> Option<Network> {
+fn network(rate: &str) -> Option<Alone> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let network = Network::cluster(2)?;
     network.limit(1, rate);
-    Some(network)
+    Some(Alone { network, _turn: turn })
 }
 
 fn migrate(host: &NetHost, pid: &str, to: &str) -> serde_json::Value {
