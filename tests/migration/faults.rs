@@ -59,7 +59,7 @@ fn once_with_fault(fault: &str, then: Then) -> Option<Duration> {
     let mut pair = Pair::start_with(&[("SKEIN_FAULT", nodes), ("SKEIN_FAULT_MARK", &mark)])?;
     pair.host.set("SKEIN_FAULT", deputies);
     let start = if then == GoesWithoutSource { wander_alone } else { wander };
-    let (mut child, file) = start(&pair, "0.6", "numbers");
+    let (mut child, file) = start(&pair, "3600", "numbers");
     let pid = child.id() as i32;
     let written = || std::fs::metadata(&file).map_or(0, |about| about.len());
     until("the program is at work", || written() > 0);
@@ -101,6 +101,7 @@ fn once_with_fault(fault: &str, then: Then) -> Option<Duration> {
             late = goes_on(&mut child, written);
         }
     }
+    kill(Pid::from_raw(pid), Signal::SIGUSR1).expect("it runs");
     ended_well(child);
     assert!(numbered(&file) >= 10_000);
     late
