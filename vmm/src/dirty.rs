@@ -109,7 +109,7 @@ struct Sets {
     next: u64,
     sets: Vec<(u64, FrameSet)>,
     log: Log,
-    /// When the last has gone.
+    /// When the last has gone, if none has come since.
     idle_since: Option<Instant>,
 }
 
@@ -138,8 +138,7 @@ impl Sets {
 fn end_later(machine: &Arc<Machine>) {
     loop {
         let mut sets = machine.trackers().lock();
-        let idle = sets.idle_since.filter(|_| sets.sets.is_empty()).map(|since| since.elapsed());
-        match idle {
+        match sets.idle_since.map(|since| since.elapsed()) {
             Some(idle) if idle >= REST => return sets.end(machine),
             // Whoever is last sees to it again.
             None => return sets.log = Log::On,

@@ -99,6 +99,7 @@ pub(super) struct Distant {
 pub(super) struct Search {
     /// For which migration.
     pub epoch: u32,
+    /// At which attempt.
     pub attempt: u32,
     /// Ends when there is a result.
     done: Own,

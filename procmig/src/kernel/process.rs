@@ -251,8 +251,8 @@ pub struct Process {
     relay_token: AtomicU64,
     /// How often it has changed its node.
     pub epoch: AtomicU32,
-    /// Attempts to migrate.
-    pub attempts: AtomicU32,
+    /// Attempts to migrate; changed with `verdict` locked.
+    attempts: AtomicU32,
     presence: Mutex<Presence>,
     /// What the deputy has said of a migration, until somebody takes it.
     verdict: Mutex<Option<Verdict>>,
@@ -674,10 +674,20 @@ impl Process {
         lock(&self.identity).limit(libc::RLIMIT_SIGPENDING).min(MAX_PENDING) as usize
     }
 
+    /// Begins an attempt to migrate: what the deputy answers to an earlier one is of no interest from now on.
+    pub fn begin_attempt(&self) -> u32 {
+        let mut verdict = lock(&self.verdict);
+        *verdict = None;
+        self.attempts.fetch_add(1, Ordering::SeqCst).wrapping_add(1)
+    }
+
     /// Notes what the deputy has answered to an attempt to migrate to `epoch`, unless that was given up.
-    pub fn note_answer(&self, epoch: u32, attempt: u32, verdict: Verdict) {
-        if attempt == self.attempts.load(Ordering::SeqCst) {
-            self.note_verdict(epoch, verdict);
+    pub fn note_answer(&self, epoch: u32, attempt: u32, answer: Verdict) {
+        let mut verdict = lock(&self.verdict);
+        let is_next = epoch == self.epoch.load(Ordering::SeqCst).wrapping_add(1);
+        if is_next && attempt == self.attempts.load(Ordering::SeqCst) {
+            *verdict = Some(answer);
+            self.verdict_changed.notify_all();
         }
     }
 

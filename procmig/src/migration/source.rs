@@ -25,7 +25,7 @@ use changes::{batches, bytes_in, changes};
 use link::Link;
 use nix::errno::Errno;
 use owing::Owing;
-use preparation::{Preparation, begin_attempt};
+use preparation::Preparation;
 use snapshot::{hand_over_list, image};
 use std::collections::BTreeSet;
 use std::io;
@@ -245,7 +245,7 @@ fn check(kernel: &Kernel, process: &Arc<Process>) -> Result<Arc<AddressSpace>, M
 /// Stops a process whose deputy holds its signals back, and tells since when it stands still. If either takes long the
 /// process goes on for a while before it is tried again.
 fn stop(process: &Arc<Process>, epoch: u32) -> Result<(Frozen<'_>, Instant), MigrateError> {
-    let attempt = begin_attempt(process);
+    let attempt = process.begin_attempt();
     process.send(&ToDeputy::Hold { epoch, attempt });
     let mut is_held = false;
     let mut hold = |limit| {

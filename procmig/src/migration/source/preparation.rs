@@ -6,15 +6,6 @@ use crate::kernel::process::{Process, Verdict};
 use crate::wire::control::{Migrate, ToDeputy};
 use crate::wire::link::LinkId;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-
-/// From now on an answer of the deputy to an earlier attempt, if there comes one, is of no interest.
-pub(super) fn begin_attempt(process: &Process) -> u32 {
-    let attempt = process.attempts.fetch_add(1, Ordering::SeqCst).wrapping_add(1);
-    process.take_verdict(Some(Duration::ZERO));
-    attempt
-}
 
 /// What the deputy has found: the way to a target where not all are on one host. It is given up when this is dropped.
 pub(super) struct Preparation<'a> {
@@ -33,7 +24,7 @@ impl<'a> Preparation<'a> {
         if is_local {
             return Ok(way);
         }
-        let attempt = begin_attempt(process);
+        let attempt = process.begin_attempt();
         let threads = process.threads().len() as u32;
         process.send(&ToDeputy::Prepare { epoch, attempt, host: order.host, node: order.node.clone(), threads });
         way.link = match process.take_verdict(Some(PREPARE)) {
