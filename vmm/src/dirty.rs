@@ -71,6 +71,8 @@ impl OwnWrites {
     fn start(&self, bytes: u64) {
         let count = (bytes / PAGE_SIZE).div_ceil(64);
         self.words.get_or_init(|| (0..count).map(|_| AtomicU64::new(0)).collect());
+        // What was noted when nobody wanted to know any more is of no interest.
+        self.take();
         self.wanted.store(true, Ordering::SeqCst);
         barrier();
     }
