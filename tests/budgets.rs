@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 use skein_tests::guest::{Linking, compile};
-use skein_tests::home::{Home, Host, shared};
+use skein_tests::home::{Home, Host, elsewhere, shared};
 use std::fs;
 use std::path::Path;
 
@@ -156,6 +156,33 @@ fn many_short_reads_come_without_exits() {
         }
     }
     assert!(!possible, "at most {best} of 40,000 calls came without an exit");
+}
+
+/// How many do depends on whether another CPU is free there: one run must find one.
+#[test]
+fn calls_of_home_come_from_another_host_without_exits() {
+    const CALLS: u64 = 20_000;
+    let Home::Ready(setup) = elsewhere() else { return };
+    let (Some(home), Some(other)) = (&setup.host, &setup.other) else { return };
+    // It has a node when it has been used.
+    counted(home, &["-r", "other", "/bin/true"]);
+    let nodes: Value = serde_json::from_str(&other.skein(&["node", "ls", "--json"]).expect("a list")).expect("JSON");
+    let cpus = std::thread::available_parallelism().expect("CPUs").get();
+    let possible = nodes[0]["entry"] == "ring3" && cpus > 1;
+    let script = format!("import os\nfor _ in range({CALLS}): os.getppid()");
+    let mut best = 0;
+    for _ in 0..if possible { 60 } else { 2 } {
+        let own = &counted(home, &["-r", "other", "/usr/bin/python3", "-c", &script])["own"];
+        let number = |name: &str| own[name].as_u64().unwrap_or_else(|| panic!("no {name} in {own}"));
+        assert!(number("round_trips") >= CALLS, "{own}");
+        best = best.max(number("exitless_calls"));
+        assert!(best == 0 || possible, "{own}");
+        if best > CALLS / 4 * 3 {
+            assert!(number("exits") < CALLS / 2, "{own}");
+            return;
+        }
+    }
+    assert!(!possible, "at most {best} of {CALLS} calls came without an exit");
 }
 
 /// Who keeps asking home has it answer on its own CPU: no other is woken for it.

@@ -4,6 +4,7 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use skein_tests::compare::check_in;
+use skein_tests::guest::{Linking, program};
 use skein_tests::home::{Home, Host, Setup, can_host, elsewhere};
 use skein_tests::net::Network;
 use skein_tests::{Case, bash, exec, python};
@@ -123,6 +124,7 @@ fn cases() -> Vec<(&'static str, Case)> {
         ("python signals", python(signals)),
         ("mapped", python(mapped).file("data", data)),
         ("a program of one's own", bash("cp /bin/echo ./mine; ./mine one; cp /bin/printf ./mine; ./mine 'two\\n'")),
+        ("many calls", program("exitless", Linking::Dynamic, [])),
         ("interpreter", exec(["./script", "a"]).program("script", "#!/bin/sh\necho $0 $1 $#\n")),
     ]
 }

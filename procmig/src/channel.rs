@@ -267,6 +267,14 @@ impl CallChannel {
         self.await_reply_unless(&|| false)
     }
 
+    /// The same of a reply that is on its way: where there is none, since the way is lost, it gives up.
+    ///
+    /// # Errors
+    /// [`ChannelError::GivenUp`], and as [`finish_call`](Self::finish_call).
+    pub fn take_reply(&mut self) -> Result<(), ChannelError> {
+        self.await_reply_unless(&|| true)
+    }
+
     fn await_reply_unless(&mut self, give_up: &dyn Fn() -> bool) -> Result<(), ChannelError> {
         let pending = self.pending.as_ref().ok_or(ChannelError::OutOfTurn)?;
         if pending.reply.is_some() {

@@ -15,12 +15,16 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vmm::addr::GuestVirtAddr;
 use vmm::call_slot::{Answer, PostedCall};
 
 /// How long a reply is waited for, while other threads' calls are not looked at; then the thread waits itself.
 const PATIENCE: Duration = Duration::from_micros(300);
+
+/// The way to another host may take so long if others wait meanwhile: as long as their threads wait before they leave
+/// the guest.
+const SHORT: Duration = Duration::from_micros(50);
 
 /// A process's memory as it is mapped now, for a thread without a vCPU: what is not there yet is refused.
 pub(super) struct Present<'a>(pub(super) &'a AddressSpace);
@@ -36,13 +40,17 @@ impl UserMemory for Present<'_> {
 }
 
 /// Serves a call; `None` if its thread must make it. A call that was begun and is not over is the thread's
-/// to finish: it finds that in its channel.
-pub fn serve(caller: &Caller, call: &PostedCall) -> Option<Answer> {
+/// to finish: it finds that in its channel. `alone`: nobody else waits meanwhile.
+pub fn serve(caller: &mut Caller, call: &PostedCall, alone: bool) -> Option<Answer> {
     let PostedCall { number, arguments } = *call;
     let process = &caller.thread.process;
     let row = calls::row(number).filter(|row| matches!(row.class, Class::Forward(_) | Class::Split(Some(_))))?;
-    // The way to another host is long, and others would wait.
-    if process.is_remote() || calls::raises_signals(number) || !is_plain(caller, number, &arguments) {
+    if calls::raises_signals(number) || !is_plain(caller, number, &arguments) {
+        return None;
+    }
+    if process.is_remote() && !alone && caller.trip > SHORT {
+        // It is tried again, the later the longer it took.
+        caller.trip = caller.trip * 15 / 16;
         return None;
     }
     let channel = &mut *lock(&caller.channel);
@@ -62,6 +70,7 @@ pub fn serve(caller: &Caller, call: &PostedCall) -> Option<Answer> {
         return None;
     }
     channel.ask_from(caller.thread.call_near());
+    let begun = Instant::now();
     let memory = Present(&caller.space);
     if channel.begin_call_with(number, &arguments, blocked_bits(&caller.thread), flags, &memory).is_err() {
         // Nothing was sent, or the connection is lost: the thread finds out.
@@ -69,7 +78,8 @@ pub fn serve(caller: &Caller, call: &PostedCall) -> Option<Answer> {
         return None;
     }
     let reply =
-        if has_come(channel) && channel.await_reply().is_ok() { channel.finish_plain_call(&memory) } else { None };
+        if has_come(channel) && channel.take_reply().is_ok() { channel.finish_plain_call(&memory) } else { None };
+    caller.trip = begun.elapsed();
     let Some(reply) = reply else { return Some(Answer::Exit { progress: 1 }) };
     caller.thread.end_call();
     if let (Some(ticket), 0..) = (ticket, reply.ret) {

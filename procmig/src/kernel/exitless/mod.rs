@@ -48,6 +48,8 @@ struct Caller {
     space: Arc<AddressSpace>,
     /// The thread's, which waits meanwhile.
     channel: Arc<Mutex<CallChannel>>,
+    /// How long the last call of home took.
+    trip: Duration,
 }
 
 /// What a thread knows of its calls without exits.
@@ -183,7 +185,12 @@ impl GuestThread {
             self.exitless.refused = true;
             return false;
         }
-        let caller = Caller { thread: self.thread.clone(), space: self.space.clone(), channel: self.channel.clone() };
+        let caller = Caller {
+            thread: self.thread.clone(),
+            space: self.space.clone(),
+            channel: self.channel.clone(),
+            trip: Duration::ZERO,
+        };
         self.exitless.polled = Some(Arc::new(Polled::new(slot, caller)));
         for which in [Identity::Process, Identity::Thread] {
             if self.exitless.identities[which as usize].over {

@@ -55,15 +55,15 @@ impl Polled {
         lock(&self.caller).take();
     }
 
-    /// Serves the call that is posted, if one is.
-    fn look(&self) -> bool {
+    /// Serves the call that is posted, if one is; `alone`: nobody else waits for the poller.
+    fn look(&self, alone: bool) -> bool {
         let Some(mut taken) = self.slot.take() else { return false };
         if files::is_long(taken.call()) {
             taken.ask_for_patience();
         }
-        let caller = lock(&self.caller);
+        let mut caller = lock(&self.caller);
         // A slot is closed before its caller goes, so this one has it.
-        let answer = caller.as_ref().and_then(|caller| serve(caller, taken.call()));
+        let answer = caller.as_mut().and_then(|caller| serve(caller, taken.call(), alone));
         let answer = answer.unwrap_or(Answer::Exit { progress: 0 });
         if matches!(answer, Answer::Value(_)) {
             self.served.fetch_add(1, Ordering::Relaxed);
@@ -88,13 +88,13 @@ fn unbind() {
 }
 
 /// Serves a call; `None` if its thread must make it.
-fn serve(caller: &Caller, call: &PostedCall) -> Option<Answer> {
+fn serve(caller: &mut Caller, call: &PostedCall, alone: bool) -> Option<Answer> {
     if caller.thread.has_attention() || caller.thread.process.ending().is_some() {
         return None;
     }
     match i64::from(call.number) {
         libc::SYS_rt_sigprocmask | libc::SYS_rt_sigaction => signals::serve(caller, call),
-        _ => files::serve(&caller.thread, &caller.space, call).or_else(|| home::serve(caller, call)),
+        _ => files::serve(&caller.thread, &caller.space, call).or_else(|| home::serve(caller, call, alone)),
     }
 }
 
@@ -230,7 +230,7 @@ impl Shared {
         let mut looks = 0;
         while self.changes.load(Ordering::Acquire) == changes {
             for polled in slots {
-                if polled.look() {
+                if polled.look(slots.len() == 1) {
                     looks = 0;
                     *last = Instant::now();
                 }
