@@ -54,7 +54,8 @@ pub struct BenchArgs {
 /// Runs the command.
 pub fn main(args: BenchArgs) -> anyhow::Result<()> {
     if args.list {
-        let lines: String = cases::ALL.iter().map(|case| format!("{:<16}{}\n", case.name, case.what)).collect();
+        let width = cases::ALL.iter().map(|case| case.name.len()).max().unwrap_or_default();
+        let lines: String = cases::ALL.iter().map(|case| format!("{:<width$}  {}\n", case.name, case.what)).collect();
         return Ok(print(&lines)?);
     }
     let chosen = choose(&args.names)?;

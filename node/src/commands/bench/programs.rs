@@ -72,11 +72,13 @@ pub fn awk(bench: &Bench) -> anyhow::Result<Outcome> {
 
 /// A random instance.
 pub fn minisat(bench: &Bench) -> anyhow::Result<Outcome> {
-    solver(bench, &["--node", bench.node.as_str()])
+    /// A third of a second.
+    const INSTANCE: (u64, u64) = (220, 20);
+    solver(bench, &["--node", bench.node.as_str()], bench.pick(91, 5), INSTANCE)
 }
 
-/// The same anywhere.
-pub fn solver(bench: &Bench, place: Where<'_>) -> anyhow::Result<Outcome> {
+/// The same anywhere; an instance is so many variables and a seed.
+pub fn solver(bench: &Bench, place: Where<'_>, count: usize, instance: (u64, u64)) -> anyhow::Result<Outcome> {
     if !installed("minisat") {
         return Ok(Outcome::none("not installed; apt install minisat".to_owned()));
     }
@@ -85,10 +87,11 @@ pub fn solver(bench: &Bench, place: Where<'_>) -> anyhow::Result<Outcome> {
         std::fs::write(&path, instance)?;
         anyhow::Ok(vec!["minisat".to_owned(), "-verb=0".to_owned(), path.display().to_string()])
     };
-    let program = solve("instance.cnf", random_3sat(220, 20))?;
+    let (variables, seed) = instance;
+    let program = solve("instance.cnf", random_3sat(variables, seed))?;
     let idle = solve("trivial.cnf", "p cnf 1 1\n1 0\n".to_owned())?;
     // 10 is satisfiable, 20 is not.
-    cpu_bound(bench, place, bench.pick(91, 5), &program, &idle, &[10, 20])
+    cpu_bound(bench, place, count, &program, &idle, &[10, 20])
 }
 
 /// A random 3-SAT instance in DIMACS form, near the ratio of clauses to variables where they are hardest.
