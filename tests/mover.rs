@@ -114,14 +114,14 @@ pub fn whereabouts<T>(pid: i32, nodes: impl IntoIterator<Item = (T, PathBuf)>) -
 /// # Errors
 /// Why it stays.
 pub fn migrate(pid: i32, from: &Path, to: &Path) -> Result<Record, String> {
-    migrate_with(pid, from, to, PostCopy::Auto)
+    migrate_with(pid, from, to, PostCopy::Auto, 1)
 }
 
-/// The same, with some of its memory behind it.
+/// The same, with some of its memory behind it, or over so many streams.
 ///
 /// # Errors
 /// Why it stays.
-pub fn migrate_with(pid: i32, from: &Path, to: &Path, post_copy: PostCopy) -> Result<Record, String> {
+pub fn migrate_with(pid: i32, from: &Path, to: &Path, post_copy: PostCopy, streams: u32) -> Result<Record, String> {
     let node = to.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let order = Migrate {
         pid,
@@ -133,6 +133,7 @@ pub fn migrate_with(pid: i32, from: &Path, to: &Path, post_copy: PostCopy) -> Re
         max_freeze_micros: 50_000,
         post_copy,
         bandwidth: None,
+        streams: Some(streams),
     };
     match ask(from, &NodeRequest::Migrate(order))? {
         NodeReply::Migrated(record) => Ok(record),
@@ -202,7 +203,8 @@ fn turn(sockets: &[PathBuf], random: &mut Rng, tally: &Mutex<Tally>) {
     let to = (from + 1 + random.usize(..sockets.len() - 1)) % sockets.len();
     // Some leave their memory behind, to follow when they run.
     let post_copy = if random.u8(..3) == 0 { PostCopy::Always } else { PostCopy::Auto };
-    let result = migrate_with(pid, &sockets[from], &sockets[to], post_copy);
+    let streams = random.u32(1..=4);
+    let result = migrate_with(pid, &sockets[from], &sockets[to], post_copy, streams);
     let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
     tally.seen.entry(pid).and_modify(|life| {
         life.is_moving = false;

@@ -2,9 +2,11 @@
 
 use crate::kernel::process::Presence;
 use crate::kernel::{Kernel, KernelError, priority};
+use crate::migration::wire::Reply;
 use crate::migration::{adoption, source, target};
 use crate::wire::control::{MAX_MESSAGE, MAX_REQUEST, NodeReply, NodeRequest, NodeStatus, VERSION};
 use crate::wire::frame::{self, FrameError};
+use crate::wire::stream::Stream;
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::TcpStream;
@@ -155,7 +157,17 @@ fn converse(
                 }
                 return Ok(());
             }
-            NodeRequest::Receive(offer) => return target::receive(kernel, &mut connection.into(), &offer),
+            NodeRequest::Receive(offer) => return target::receive(kernel, &mut connection.into(), &offer, None),
+            NodeRequest::Join { ticket, stream } => {
+                let mut connection = Stream::from(connection);
+                // One from another host has its keys.
+                let gathering = kernel.gatherings.find(&ticket).filter(|gathering| gathering.secret().is_none());
+                let Some(gathering) = gathering else {
+                    let sentence = "no process arrives with this ticket".to_owned();
+                    return connection.send_message(&Reply::Refused(sentence), &[]);
+                };
+                return gathering.serve(kernel, &mut connection, stream);
+            }
             NodeRequest::Incoming(keys) => {
                 let Some(socket) = descriptors.pop() else {
                     let sentence = "a connection must be passed".to_owned();

@@ -10,7 +10,7 @@ mod sample;
 use fastrand::Rng;
 use procmig::migration::cpu::CpuFeatures;
 use procmig::migration::image::{CallImage, ForwardedCall, TimerImage};
-use procmig::migration::wire::{Content, FromSource, Offer, Owner, Reply, Run};
+use procmig::migration::wire::{Aside, Content, FromSource, Offer, Owner, Reply, Run};
 use procmig::signal::altstack::AltStack;
 use procmig::signal::frame::{Delivery, FpuLayout, build};
 use procmig::signal::set::SignalSet;
@@ -205,7 +205,9 @@ fn a_damaged_migration_is_an_error_at_worst() {
         fpu: (832, 7),
         cpu: CpuFeatures::here(),
         link: None,
+        streams: 3,
     };
+    let aside = Aside { ticket: [5; 16], streams: 3, port: Some(4775) };
     let mut image = sample::image(42);
     let clock = libc::CLOCK_MONOTONIC;
     let timer =
@@ -218,6 +220,9 @@ fn a_damaged_migration_is_an_error_at_worst() {
     let seeds = [
         [&[0][..], &postcard::to_stdvec(&offer).expect("an offer")].concat(),
         [&[1][..], &postcard::to_stdvec(&Reply::Ready([3; 16])).expect("a reply")].concat(),
+        [&[1][..], &postcard::to_stdvec(&Reply::Accepted(Some(aside))).expect("a reply")].concat(),
+        message(FromSource::Spread(3)),
+        message(FromSource::Gather),
         [&[1][..], &postcard::to_stdvec(&Reply::Want(vec![(5, 9), (7, 3)])).expect("a reply")].concat(),
         message(FromSource::Owed(vec![run])),
         message(FromSource::Pages(vec![run, Run { content: Content::Nothing, count: u32::MAX, ..run }])),

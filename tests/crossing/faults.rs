@@ -13,12 +13,14 @@ use std::time::{Duration, Instant};
 
 use Then::{Dies, Goes, GoesWithoutSource, Stays, StaysWithoutTarget};
 
-const FAULTS: [(&str, Then); 39] = [
+const FAULTS: [(&str, Then); 45] = [
     ("DeputyFind=cut", Stays),
     ("DeputyFind=delay", Goes),
     ("SourceOffer=cut", Stays),
     ("SourceOffer=kill", Dies),
     ("SourceOffer=delay", Goes),
+    ("SourceSpread=cut", Goes),
+    ("SourceSpread=kill", Dies),
     ("SourcePages=cut", Stays),
     ("SourcePages=kill", Dies),
     ("SourcePages=corrupt", Stays),
@@ -38,6 +40,10 @@ const FAULTS: [(&str, Then); 39] = [
     ("SourceMoved=delay", Goes),
     ("TargetOffer=cut", Stays),
     ("TargetOffer=kill", StaysWithoutTarget),
+    ("TargetJoin=cut", Stays),
+    ("TargetJoin=delay", Goes),
+    ("TargetJoin=kill", StaysWithoutTarget),
+    ("TargetJoin=stop", Stays),
     ("TargetPages=cut", Stays),
     ("TargetPages=kill", StaysWithoutTarget),
     ("TargetImage=cut", Stays),
@@ -75,7 +81,8 @@ fn once_with_fault(fault: &str, then: Then, home_first: bool) -> Option<Duration
         cluster.migrate_for_sure(pid, 1, &mut 0);
         std::fs::remove_file(&mark).expect("the file");
     }
-    let result = cluster.migrate(pid, to);
+    // So that some of what fails is beside the first.
+    let result = cluster.migrate_with(pid, to, &["--streams", "3"]);
     // How it ended, if it has, is looked at later.
     let mut late = None;
     match then {

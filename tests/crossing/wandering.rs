@@ -30,7 +30,10 @@ fn a_program_that_notices_everything_notices_nothing_of_a_hundred_hosts() {
     for number in 0..100 {
         let to = (at + 1 + random.usize(..2)) % 3;
         assert!(child.try_wait().expect("a child").is_none(), "{number}: {:?}", child.wait_with_output());
-        let record = cluster.migrate_for_sure(pid, to, &mut late);
+        let streams = random.u64(1..=4);
+        let options = ["--streams", &streams.to_string()];
+        let record = cluster.migrate_with_for_sure(pid, to, &options, &mut late);
+        assert_eq!(record["streams"], streams, "{record}");
         freezes.push(record["freeze_micros"].as_u64().expect("a number"));
         assert_eq!(cluster.at(pid), Some(to));
         at = to;
@@ -68,8 +71,9 @@ fn nothing_is_left_where_a_process_has_been_a_hundred_times() {
     let child = cluster.mosrun(&words(&["/usr/bin/python3", "-c", "import time; time.sleep(3600)"]));
     let (pid, mut late) = (child.id() as i32, 0);
     let mut around = |times: usize| {
-        for to in (1..=times).map(|number| number % 3) {
-            cluster.migrate_for_sure(pid, to, &mut late);
+        for number in 1..=times {
+            let streams = (1 + number % 4).to_string();
+            cluster.migrate_with_for_sure(pid, number % 3, &["--streams", &streams], &mut late);
         }
     };
     // What is kept for the next is made by then.

@@ -5,15 +5,18 @@ use crate::{Pair, numbered, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use skein_tests::mishaps::{self, NODE_DIED, Then, goes_on, in_time};
+use skein_tests::mover::PostCopy;
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use Then::{Dies, Goes, GoesWithoutSource, Stays, StaysWithoutTarget};
 
-const FAULTS: [(&str, Then); 38] = [
+const FAULTS: [(&str, Then); 44] = [
     ("SourceOffer=cut", Stays),
     ("SourceOffer=kill", Dies),
     ("SourceOffer=delay", Goes),
+    ("SourceSpread=cut", Goes),
+    ("SourceSpread=kill", Dies),
     ("SourcePages=cut", Stays),
     ("SourcePages=kill", Dies),
     ("SourcePages=corrupt", Stays),
@@ -34,6 +37,10 @@ const FAULTS: [(&str, Then); 38] = [
     ("SourceMoved=delay", Goes),
     ("TargetOffer=cut", Stays),
     ("TargetOffer=kill", StaysWithoutTarget),
+    ("TargetJoin=cut", Stays),
+    ("TargetJoin=delay", Goes),
+    ("TargetJoin=kill", StaysWithoutTarget),
+    ("TargetJoin=stop", Stays),
     ("TargetPages=cut", Stays),
     ("TargetPages=kill", StaysWithoutTarget),
     ("TargetImage=cut", Stays),
@@ -51,6 +58,9 @@ const FAULTS: [(&str, Then); 38] = [
     ("DeputyMoved=delay", Goes),
 ];
 
+/// Over which its memory goes, so that some of what fails is beside the first.
+const STREAMS: u32 = 3;
+
 /// How long the program stood still, if that was too long.
 fn once_with_fault(fault: &str, then: Then) -> Option<Duration> {
     let (nodes, deputies) = if fault.starts_with("Deputy") { ("", fault) } else { (fault, "") };
@@ -63,7 +73,7 @@ fn once_with_fault(fault: &str, then: Then) -> Option<Duration> {
     let pid = child.id() as i32;
     let written = || std::fs::metadata(&file).map_or(0, |about| about.len());
     until("the program is at work", || written() > 0);
-    let result = pair.migrate(pid);
+    let result = pair.migrate_with(pid, PostCopy::Auto, STREAMS);
     // How it ended, if it has, is looked at later.
     let mut late = None;
     match then {

@@ -27,6 +27,7 @@ fn offer(pid: i32) -> Offer {
         fpu: (832, 0),
         cpu: CpuFeatures::default(),
         link: None,
+        streams: 0,
     }
 }
 
@@ -72,26 +73,59 @@ fn conversation(pid: i32) -> Vec<Vec<u8>> {
 
 /// Says it on a connection of its own; the ticket if the node takes the process.
 fn say(socket: &Path, pid: i32, messages: &[Vec<u8>]) -> Option<(Ticket, UnixStream)> {
+    say_beside(socket, pid, messages, &[])
+}
+
+fn connect(socket: &Path) -> UnixStream {
     let stream = UnixStream::connect(socket).expect("the node is there");
     stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
-    frame::send(&stream, &NodeRequest::Receive(offer(pid)), &[]).expect("it listens");
-    match frame::receive(&stream, MAX_MESSAGE).expect("an answer").0 {
-        Reply::Ready(_) => {}
-        Reply::Refused(reason) => panic!("{reason}"),
-        Reply::Want(_) => panic!("it wants pages of a process that it was not sent"),
-    }
+    stream
+}
+
+/// Says something, and no more.
+fn pour(stream: &UnixStream, messages: &[Vec<u8>]) {
     for message in messages {
         // It may have been refused already.
-        let _ = (&stream).write_all(message);
+        let _ = (&*stream).write_all(message);
     }
-    stream.shutdown(std::net::Shutdown::Write).expect("a socket");
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+}
+
+/// The same with further streams, of which each has its number and what is said on it.
+fn say_beside(
+    socket: &Path,
+    pid: i32,
+    messages: &[Vec<u8>],
+    beside: &[(u32, Vec<Vec<u8>>)],
+) -> Option<(Ticket, UnixStream)> {
+    let stream = connect(socket);
+    let offer = Offer { streams: beside.len() as u32, ..offer(pid) };
+    frame::send(&stream, &NodeRequest::Receive(offer), &[]).expect("it listens");
+    let others: Vec<UnixStream> = match frame::receive(&stream, MAX_MESSAGE).expect("an answer").0 {
+        Reply::Accepted(aside) => {
+            assert_eq!(aside.map_or(0, |aside| aside.streams), beside.len() as u32);
+            let join = |&(stream, _): &(u32, _)| {
+                let other = connect(socket);
+                let ticket = aside.expect("just seen").ticket;
+                frame::send(&other, &NodeRequest::Join { ticket, stream }, &[]).expect("it listens");
+                other
+            };
+            beside.iter().map(join).collect()
+        }
+        Reply::Refused(reason) => panic!("{reason}"),
+        other => panic!("{other:?}"),
+    };
+    for (other, (_, messages)) in others.iter().zip(beside) {
+        pour(other, messages);
+    }
+    pour(&stream, messages);
     match frame::receive(&stream, MAX_MESSAGE) {
         Ok((Reply::Ready(ticket), _)) => Some((ticket, stream)),
         Ok((Reply::Refused(reason), _)) => {
             assert!(!reason.is_empty());
             None
         }
-        Ok((Reply::Want(_), _)) => panic!("it wants pages of a process that nobody has given it"),
+        Ok((other, _)) => panic!("{other:?}"),
         Err(_) => None,
     }
 }
@@ -260,5 +294,83 @@ fn claims_cost_the_node_nothing() {
     let mut messages = conversation(PID);
     messages.insert(1, owed(vec![run(Owner::Space, 1 << 30, 1, Content::Bytes)]));
     assert!(say(&socket, PID, &messages).is_none());
+    recovers(&pair, before);
+}
+
+#[test]
+fn streams_that_are_not_as_they_should_be_are_refused_and_leave_nothing() {
+    let Some(pair) = Pair::start() else { return };
+    let socket = pair.socket("a");
+    let before = has(&pair);
+    let message = |message: FromSource| frame::encode(&message).expect("a message");
+    let spread = |streams| message(FromSource::Spread(streams));
+    let gather = || message(FromSource::Gather);
+    let image = || message(FromSource::Image(Box::new(image(PID))));
+    let code = || {
+        let runs = vec![run(Owner::Space, CODE / PAGE as u64, PAGES, Content::Bytes)];
+        [message(FromSource::Pages(runs)), [0xeb, 0xfe].repeat(PAGES as usize * PAGE / 2)].concat()
+    };
+    let zeros = |page| message(FromSource::Pages(vec![run(Owner::Space, page, 1, Content::Zeros)]));
+    let object = || message(FromSource::Pages(vec![run(Owner::Object(0), 0, PAGES, Content::Zeros)]));
+    let say = |messages: &[Vec<u8>], beside: &[(u32, Vec<Vec<u8>>)]| say_beside(&socket, PID, messages, beside);
+
+    // As it should be, it is taken and runs: 2 MiB in a row are of one stream, the next of the next.
+    assert_eq!(CODE / (2 << 20) % 3, 2);
+    let main = [spread(3), object(), gather(), image()];
+    let (ticket, stream) =
+        say(&main, &[(1, vec![spread(3), gather()]), (2, vec![spread(3), code(), gather()])]).expect("it is taken");
+    assert!(adopt(&socket, PID, ticket));
+    drop(stream);
+    recovers(&pair, before);
+
+    let refused = |what: &str, messages: &[Vec<u8>], beside: &[(u32, Vec<Vec<u8>>)]| {
+        assert!(say(messages, beside).is_none(), "{what}");
+    };
+    let well = || (1, vec![spread(2), gather()]);
+    let end = [gather(), image()];
+    let main = |begin: &[Vec<u8>]| [begin, &end[..]].concat();
+    // Those that are not expected do no harm; that none comes is noticed in time.
+    for intruder in [(0, vec![spread(2), gather()]), (9, vec![spread(2), gather()]), (1, vec![image()])] {
+        let taken = say(&main(&[spread(2), code()]), &[well(), intruder]);
+        let (ticket, _stream) = taken.expect("it is taken");
+        assert!(adopt(&socket, PID, ticket));
+        recovers(&pair, before);
+    }
+    refused("no such stream", &main(&[spread(2)]), &[(2, vec![spread(2), gather()])]);
+    refused("one that ends early", &main(&[spread(2)]), &[(1, vec![spread(2)])]);
+    refused("one that has none of it", &main(&[spread(2)]), &[(1, vec![gather()])]);
+    refused("fewer than there are", &main(&[spread(3)]), &[(1, vec![spread(3), gather()]), (2, vec![])]);
+    refused("they disagree", &main(&[spread(2)]), &[(1, vec![spread(3), gather()])]);
+    refused("its own number is too great", &main(&[spread(2)]), &[(1, vec![spread(1), gather()])]);
+    for count in [0, 17, u32::MAX] {
+        refused("so many", &main(&[spread(count)]), &[(1, vec![spread(count), gather()])]);
+    }
+    refused("twice told", &main(&[spread(2), spread(2)]), &[well()]);
+    refused("told too late", &main(&[zeros(0), spread(2)]), &[well()]);
+    refused("not gathered", &[spread(2), image()], &[well()]);
+    refused("gathered twice", &[spread(2), gather(), gather(), image()], &[well()]);
+    refused("nothing to gather", &main(&[]), &[]);
+    let owed = message(FromSource::Owed(vec![run(Owner::Space, 16, 1, Content::Bytes)]));
+    refused("owed before", &[spread(2), owed, gather(), image()], &[well()]);
+    // Pages of the other stream, in part or whole, and what only the first has.
+    refused("another's page", &main(&[spread(2)]), &[(1, vec![spread(2), zeros(0), gather()])]);
+    refused("another's page on the first", &main(&[spread(2), zeros(512)]), &[well()]);
+    let both = message(FromSource::Pages(vec![run(Owner::Space, 511, 2, Content::Zeros)]));
+    refused("a page of each", &main(&[spread(2)]), &[(1, vec![spread(2), both.clone(), gather()])]);
+    refused("a page of each on the first", &main(&[spread(2), both]), &[well()]);
+    refused("an object's", &main(&[spread(2)]), &[(1, vec![spread(2), object(), gather()])]);
+    refused("an image beside", &main(&[spread(2)]), &[(1, vec![spread(2), image()])]);
+    // All memory that there is, over the second.
+    let all = (0..4_000).map(|index| {
+        let runs = vec![run(Owner::Space, (2 * index + 1) * 512, 512, Content::Zeros)];
+        message(FromSource::Pages(runs))
+    });
+    let all: Vec<Vec<u8>> = std::iter::once(spread(2)).chain(all).collect();
+    refused("too much", &main(&[spread(2)]), &[(1, all)]);
+    // Nobody is expected.
+    let stranger = connect(&socket);
+    frame::send(&stranger, &NodeRequest::Join { ticket: [7; 16], stream: 1 }, &[]).expect("it listens");
+    let Ok((Reply::Refused(why), _)) = frame::receive(&stranger, MAX_MESSAGE) else { panic!("it is taken") };
+    assert!(why.contains("no process arrives"), "{why}");
     recovers(&pair, before);
 }

@@ -81,17 +81,17 @@ impl Pair {
 
     /// Has a process go to the other node.
     fn migrate(&self, pid: i32) -> Result<mover::Record, String> {
-        self.migrate_with(pid, mover::PostCopy::Auto)
+        self.migrate_with(pid, mover::PostCopy::Auto, 1)
     }
 
-    /// The same, with some of its memory behind it.
-    fn migrate_with(&self, pid: i32, post_copy: mover::PostCopy) -> Result<mover::Record, String> {
+    /// The same, with some of its memory behind it, or over so many streams.
+    fn migrate_with(&self, pid: i32, post_copy: mover::PostCopy, streams: u32) -> Result<mover::Record, String> {
         let (from, to) = match self.at(pid) {
             Some('a') => ("a", "b"),
             Some(_) => ("b", "a"),
             None => return Err("it is at no node".to_owned()),
         };
-        mover::migrate_with(pid, &self.socket(from), &self.socket(to), post_copy)
+        mover::migrate_with(pid, &self.socket(from), &self.socket(to), post_copy, streams)
     }
 }
 

@@ -20,7 +20,7 @@ fn a_program_that_notices_everything_notices_nothing_of_memory_that_follows() {
     let (mut late, mut followed, mut longest) = (0, 0, 0);
     for number in 0..200 {
         let record = loop {
-            match pair.migrate_with(pid, PostCopy::Always) {
+            match pair.migrate_with(pid, PostCopy::Always, 1) {
                 Ok(record) => break record,
                 Err(why) => {
                     late += 1;

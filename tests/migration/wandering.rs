@@ -2,6 +2,7 @@
 
 use crate::{Pair, numbered, words};
 use skein_tests::guest::{Linking, program};
+use skein_tests::mover::PostCopy;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
@@ -46,7 +47,9 @@ fn a_program_that_notices_everything_notices_nothing_of_500_migrations() {
     let (mut longest, mut late) = (0, 0);
     for number in 0..500 {
         // Where others load the machine one may take longer than a process may stand still; it stays then.
-        let mut record = pair.migrate(pid);
+        let streams = random.u32(1..=4);
+        let migrate = || pair.migrate_with(pid, PostCopy::Auto, streams);
+        let mut record = migrate();
         while let Err(why) = &record {
             late += 1;
             if child.try_wait().expect("a child").is_some() {
@@ -54,9 +57,10 @@ fn a_program_that_notices_everything_notices_nothing_of_500_migrations() {
                 panic!("migration {number}: {why}: it has ended: {:?}\n{logs}", child.wait_with_output());
             }
             assert!(late <= LATE, "migration {number}: {why}");
-            record = pair.migrate(pid);
+            record = migrate();
         }
         let record = record.expect("just seen");
+        assert_eq!(record.streams, streams, "{record:?}");
         longest = longest.max(record.freeze_micros);
         std::thread::sleep(std::time::Duration::from_micros(random.u64(..10_000)));
     }
@@ -87,7 +91,7 @@ fn nothing_is_left_of_a_process_that_has_gone_a_thousand_times() {
     let mut late = 0;
     for number in 0..1000 {
         // Where others load the machine one may take longer than a process may stand still; it stays then.
-        while let Err(why) = pair.migrate(pid) {
+        while let Err(why) = pair.migrate_with(pid, PostCopy::Auto, 1 + number % 3) {
             late += 1;
             assert!(late <= LATE, "migration {number}: {why}");
         }

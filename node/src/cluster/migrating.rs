@@ -56,7 +56,7 @@ pub async fn send(
     let own = membership.map(|membership| membership.id);
     let home = source.home.or(own);
     let there = |id: KeyId| (home != Some(id)).then_some(id.0);
-    let Manner { max_freeze_micros, bandwidth, post_copy } = manner;
+    let Manner { max_freeze_micros, bandwidth, post_copy, streams } = manner;
     let order = |way, host, node: &NodeName, shown| Migrate {
         pid: source.pid,
         home: source.home.map(|home| home.0),
@@ -67,6 +67,7 @@ pub async fn send(
         max_freeze_micros,
         bandwidth,
         post_copy,
+        streams,
     };
     let (order, handed) = match target {
         Chosen::Here(node) => {

@@ -15,6 +15,7 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use procmig::migration::record::{Event, Record, Round};
+use procmig::migration::wire::MAX_STREAMS;
 use procmig::wire::control::PostCopy;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -56,9 +57,13 @@ pub struct MigrateArgs {
     /// How long the process may stand still; memory is sent beforehand until the rest fits in
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = duration)]
     max_freeze: Duration,
-    /// Bytes a second that may be sent while the process runs, as 100M
-    #[arg(long, value_name = "BYTES")]
-    bandwidth: Option<Size>,
+    /// Bytes a second that may be sent while the process runs, as 100M; at least 256K
+    #[arg(long, value_name = "BYTES", value_parser = bandwidth)]
+    bandwidth: Option<u64>,
+    /// Most connections over which memory is sent while the process runs, 1 to 16; else as many as processors, 4 at
+    /// most, and one more for each 128 MiB
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_STREAMS)))]
+    streams: Option<u32>,
     /// Which memory may follow when the process runs at its new place already. Until it has come the process needs
     /// both nodes: if one of them ends, so does the process
     #[arg(long, value_name = "WHEN", default_value = "auto")]
@@ -95,18 +100,26 @@ fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(micros).map(Duration::from_micros).ok_or_else(|| "this time is too long".to_owned())
 }
 
+/// Reads how many bytes may be sent in a second: no fewer than have what a process waits for come in time.
+fn bandwidth(text: &str) -> Result<u64, String> {
+    const LEAST: u64 = 256 << 10;
+    let Size(bytes) = text.parse().map_err(|error| format!("{error}"))?;
+    if bytes < LEAST { Err(format!("at least {}", show(LEAST))) } else { Ok(bytes) }
+}
+
 /// Runs the command.
 pub fn main(args: MigrateArgs) -> anyhow::Result<()> {
     let state = StateDir::find(args.dir.dir.as_deref())?.context("no host runs here; see: skein host start")?;
     let mut client = Client::connect(&state)?.context("no host runs here; see: skein host start")?;
     let manner = Manner {
         max_freeze_micros: u64::try_from(args.max_freeze.as_micros()).unwrap_or(u64::MAX),
-        bandwidth: args.bandwidth.map(|Size(bytes)| bytes.max(1)),
+        bandwidth: args.bandwidth,
         post_copy: match args.post_copy {
             Late::Auto => PostCopy::Auto,
             Late::Always => PostCopy::Always,
             Late::Never => PostCopy::Never,
         },
+        streams: args.streams,
     };
     let home = args.from.map(|from| from.parse::<Label>()).transpose()?;
     let mut go = |pid: i32, to: &str| {
@@ -157,7 +170,7 @@ pub fn evacuate(state: &StateDir, client: &mut Client, from: &NodeName, others: 
     /// Processes may be started, or end, while others leave.
     const ROUNDS: u32 = 5;
     let max_freeze_micros = MAX_FREEZE.as_micros() as u64;
-    let manner = Manner { max_freeze_micros, bandwidth: None, post_copy: PostCopy::Auto };
+    let manner = Manner { max_freeze_micros, bandwidth: None, post_copy: PostCopy::Auto, streams: None };
     for _ in 0..ROUNDS {
         let mut processes = nodelink::processes(state, from)?;
         if others.is_empty() {
@@ -256,13 +269,14 @@ impl Display {
         }
         let millis = |micros: u64| format!("{:.1} ms", micros as f64 / 1000.0);
         Ok(print(&format!(
-            "{} went from {} to {}: {}{} in {} rounds and {}, {}standing still for {}\n",
+            "{} went from {} to {}: {}{} in {} rounds{} and {}, {}standing still for {}\n",
             record.pid,
             record.from,
             record.to,
             show(record.bytes),
             compression(record.bytes, record.uncompressed),
             record.rounds.len(),
+            if record.streams > 1 { format!(" over {} connections", record.streams) } else { String::new() },
             millis(record.total_micros),
             if record.slowed > 1 { format!("slowed down to 1/{} and ", record.slowed) } else { String::new() },
             millis(record.freeze_micros),
@@ -285,6 +299,13 @@ mod tests {
         assert_eq!(compression(1000, 1000), "");
         assert_eq!(compression(1000, 2500), " (compressed 2.50:1)");
         assert_eq!(compression(0, 0), "");
+    }
+
+    #[test]
+    fn a_bandwidth_lets_pages_come_in_time() {
+        assert_eq!((bandwidth("256K"), bandwidth("100M")), (Ok(256 << 10), Ok(100 << 20)));
+        assert_eq!(bandwidth("255K"), Err("at least 256K".to_owned()));
+        assert!(bandwidth("fast").is_err());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Version of this protocol. [`HostReply::Refused`] is the first variant in each version, so that
 /// any peer can read a refusal.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Cap on the frame of a request.
 pub const MAX_REQUEST: usize = 64 << 10;
 /// Cap on the frame of a reply.

@@ -1,8 +1,6 @@
-//! Links with the homes of guests of other hosts, and the connections that come over the network for them.
-//!
-//! See [`crate::wire::link`]. The node listens on a port of each address at which it was reached, from the first
-//! link on. Who connects and has no link's secret gets nothing, not a byte.
+//! Links with the homes of guests of other hosts. See [`crate::wire::link`].
 
+use super::doors::Greeted;
 use super::process::Ending;
 use super::start::StartError;
 use super::time::Time;
@@ -14,26 +12,20 @@ use crate::wire::control::{self, HostId, MAX_MESSAGE, MAX_REQUEST, VERSION};
 use crate::wire::frame::{self, FrameError};
 use crate::wire::lasting::{Lasting, is_loss};
 use crate::wire::link::{
-    ConnectionId, Greeting, LinkId, LinkReply, LinkRequest, LinkSecret, MAX_GREETING, PREFIX, RemoteAttach, Side,
-    random,
+    ConnectionId, Greeting, LinkId, LinkReply, LinkRequest, LinkSecret, RemoteAttach, Side, random,
 };
 use crate::wire::sealed::{Opener, Sealer};
 use crate::wire::stream::{Sealed, Stream, prepare};
 use std::collections::HashMap;
-use std::io::{self, Read};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::io;
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use vmm::machine::Machine;
 
-/// How long a connection may take until it has shown that it knows its link's secret.
-const GREETING_TIME: Duration = Duration::from_secs(5);
 /// How long a connection that was named may take to come, and one that has come to be named, if there are many.
 const ARRIVAL: Duration = Duration::from_secs(10);
-/// Most connections that have not shown it yet, in all and from one address.
-const MOST_STRANGERS: usize = 256;
-const MOST_FROM_ONE: usize = 64;
 /// Most connections of a link that wait to be named.
 const MOST_UNNAMED: usize = 1024;
 /// How often a home is asked for its clocks, and for how long, until it has answered fast.
@@ -133,7 +125,7 @@ pub struct Link {
     /// The program's home.
     pub home: Arc<Home>,
     id: LinkId,
-    secret: LinkSecret,
+    pub(super) secret: LinkSecret,
     home_id: HostId,
     /// Its connections, and those that were made in place of lost ones.
     pub(super) ways: Ways,
@@ -146,8 +138,6 @@ pub struct Link {
 struct State {
     homes: HashMap<HostId, Arc<Home>>,
     open: HashMap<LinkId, Arc<Link>>,
-    ports: HashMap<IpAddr, u16>,
-    strangers: HashMap<IpAddr, usize>,
 }
 
 /// All links of a node.
@@ -181,6 +171,37 @@ impl Link {
         self.has_ended.load(Ordering::SeqCst)
     }
 
+    /// Keeps a connection of this name for the process that it is for.
+    pub(super) fn keep(self: &Arc<Self>, connection: ConnectionId, greeted: Greeted) -> Result<(), LinkError> {
+        let Greeted { socket, mut sealer, mut opener, greeting: Greeting { way, resumes, .. } } = greeted;
+        opener.count_from_here();
+        let Some((name, theirs)) = resumes else {
+            if !self.ways.is_open(way) {
+                return Err(LinkError::NotCome);
+            }
+            self.lasting(connection, socket, sealer, opener, way);
+            return Ok(());
+        };
+        // What is repeated by others would be answered under keys that were used.
+        if !self.ways.use_up(way, connection) {
+            return Err(LinkError::NotCome);
+        }
+        if let Some(lasting) = self.ways.find(&name) {
+            return Ok(lasting.accept(&socket, sealer, opener, way, theirs)?);
+        }
+        if let Some(remains) = self.ways.remains(&name) {
+            // It has ended since; what it had still to say is said.
+            return Ok(remains.send(&mut &socket, sealer, theirs)?);
+        }
+        if theirs > 0 {
+            return Ok(sealer.finish(&mut &socket)?);
+        }
+        // It had not come this far.
+        sealer.send_counted(&mut &socket, &[], 0)?;
+        self.lasting(name, socket, sealer, opener, way);
+        Ok(())
+    }
+
     /// A connection that may outlast its socket.
     fn lasting(self: &Arc<Self>, name: ConnectionId, socket: TcpStream, sealer: Sealer, opener: Opener, way: u64) {
         let lasting = Arc::new(Lasting::new(socket, sealer, opener, way, !self.ways.patience().is_zero()));
@@ -196,51 +217,11 @@ impl Link {
     }
 }
 
-/// A socket that is read until a moment and no longer, however slowly its bytes drip.
-struct Until<'a>(&'a TcpStream, Instant);
-
-impl Read for Until<'_> {
-    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        let left = self.1.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        self.0.set_read_timeout(Some(left))?;
-        self.0.read(room)
-    }
-}
-
-/// Someone who has not shown yet that it knows a link's secret.
-struct Stranger<'a>(&'a Links, IpAddr);
-
-impl Drop for Stranger<'_> {
-    fn drop(&mut self) {
-        let strangers = &mut lock(&self.0.0).strangers;
-        if let Some(count) = strangers.get_mut(&self.1) {
-            *count -= 1;
-            if *count == 0 {
-                strangers.remove(&self.1);
-            }
-        }
-    }
-}
-
 impl Links {
     /// Has the clocks of other hosts follow those.
     pub fn update_clocks(&self) {
         let homes: Vec<Arc<Home>> = lock(&self.0).homes.values().cloned().collect();
         homes.iter().filter_map(|home| home.time.get()).for_each(|time| time.clock.update());
-    }
-
-    fn admit(&self, from: IpAddr) -> Option<Stranger<'_>> {
-        let strangers = &mut lock(&self.0).strangers;
-        let count = strangers.values().sum::<usize>();
-        let from_there = strangers.entry(from).or_default();
-        if count >= MOST_STRANGERS || *from_there >= MOST_FROM_ONE {
-            return None;
-        }
-        *from_there += 1;
-        Some(Stranger(self, from))
     }
 
     fn open(&self, about: &control::Link, patience: Duration) -> io::Result<Arc<Link>> {
@@ -276,93 +257,9 @@ impl Links {
     pub fn find(&self, id: &LinkId) -> Option<Arc<Link>> {
         lock(&self.0).open.get(id).cloned()
     }
-
-    /// Reads what a connection begins with, and keeps it for the process that it is for.
-    fn greet(&self, socket: TcpStream) -> Result<(), LinkError> {
-        prepare(&socket)?;
-        let mut until = Until(&socket, Instant::now() + GREETING_TIME);
-        let mut prefix = [0; PREFIX];
-        until.read_exact(&mut prefix)?;
-        let (id, connection) = prefix.split_at(PREFIX / 2);
-        let connection: ConnectionId = connection.try_into().map_err(|_| LinkError::NotCome)?;
-        let link = id.try_into().ok().and_then(|id| self.find(id)).ok_or(LinkError::NotCome)?;
-        let keys = link.secret.keys(&connection, Side::Node);
-        let mut opener = Opener::new(keys.receive)?;
-        let mut greeting = [0; MAX_GREETING];
-        let count = opener.receive(&mut until, &mut greeting)?;
-        let Greeting { way, resumes, .. } = Greeting::read(&greeting[..count]).ok_or(LinkError::NotCome)?;
-        opener.count_from_here();
-        socket.set_read_timeout(None)?;
-        let mut sealer = Sealer::new(keys.send)?;
-        let Some((name, theirs)) = resumes else {
-            if !link.ways.is_open(way) {
-                return Err(LinkError::NotCome);
-            }
-            link.lasting(connection, socket, sealer, opener, way);
-            return Ok(());
-        };
-        // What is repeated by others would be answered under keys that were used.
-        if !link.ways.use_up(way, connection) {
-            return Err(LinkError::NotCome);
-        }
-        if let Some(lasting) = link.ways.find(&name) {
-            return Ok(lasting.accept(&socket, sealer, opener, way, theirs)?);
-        }
-        if let Some(remains) = link.ways.remains(&name) {
-            // It has ended since; what it had still to say is said.
-            return Ok(remains.send(&mut &socket, sealer, theirs)?);
-        }
-        if theirs > 0 {
-            return Ok(sealer.finish(&mut &socket)?);
-        }
-        // It had not come this far.
-        sealer.send_counted(&mut &socket, &[], 0)?;
-        link.lasting(name, socket, sealer, opener, way);
-        Ok(())
-    }
 }
 
 impl Kernel {
-    /// The port at which deputies reach the node by one of the host's addresses.
-    fn port_at(self: &Arc<Self>, address: IpAddr) -> io::Result<u16> {
-        let ports = &mut lock(&self.links.0).ports;
-        if let Some(&port) = ports.get(&address) {
-            return Ok(port);
-        }
-        let listener = TcpListener::bind(SocketAddr::new(address, 0))?;
-        let port = listener.local_addr()?.port();
-        let kernel = self.clone();
-        std::thread::Builder::new().name("listen".into()).stack_size(256 << 10).spawn(move || {
-            kernel.listen(&listener);
-        })?;
-        ports.insert(address, port);
-        Ok(port)
-    }
-
-    fn listen(self: &Arc<Self>, listener: &TcpListener) {
-        loop {
-            let (socket, from) = match listener.accept() {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "a connection from another host could not be accepted");
-                    // Mostly descriptors: others will be closed.
-                    std::thread::sleep(Duration::from_millis(50));
-                    continue;
-                }
-            };
-            let kernel = self.clone();
-            let spawned = std::thread::Builder::new().name("greet".into()).stack_size(256 << 10).spawn(move || {
-                let Some(_stranger) = kernel.links.admit(from.ip()) else { return };
-                if let Err(error) = kernel.links.greet(socket) {
-                    tracing::warn!(%from, error = %crate::chain(&error), "a connection from another host was refused");
-                }
-            });
-            if let Err(error) = spawned {
-                tracing::warn!(%error, "no thread for a connection");
-            }
-        }
-    }
-
     /// Serves a link: runs the program that its deputy asks for, or lets a process of its deputy's arrive, and ends
     /// what is left of it when the link ends.
     ///

@@ -10,6 +10,7 @@ pub mod affinity;
 pub mod deadline;
 pub mod deliver;
 pub mod descriptors;
+mod doors;
 mod exec;
 pub mod exitless;
 pub mod freeze;
@@ -40,6 +41,7 @@ pub mod ways;
 
 use crate::futex::FutexTable;
 use crate::migration::target::arrival::Arrivals;
+use crate::migration::target::gathering::Gatherings;
 use crate::mm::file::FileCache;
 use crate::mm::segments::Segments;
 use crate::signal::frame::FpuLayout;
@@ -123,6 +125,8 @@ pub struct Kernel {
     pub hwcap2: u64,
     /// Links with other hosts.
     pub links: links::Links,
+    /// Where connections from other hosts come.
+    doors: doors::Doors,
     /// The other nodes of this host.
     pub neighbours: neighbours::Neighbours,
     /// By the number of their home, 0 for this host, and PID there.
@@ -130,6 +134,8 @@ pub struct Kernel {
     ended: Mutex<HashMap<(u32, i32), Ended>>,
     /// Processes that have arrived from other nodes and wait for their deputies.
     pub arrivals: Arrivals,
+    /// Processes that arrive over several streams.
+    pub gatherings: Gatherings,
     /// Processes that have left and whose memory not all has.
     pub owing: AtomicUsize,
     /// Processes whose memory is about to be free.
@@ -168,10 +174,12 @@ impl Kernel {
             // Bit 1: programs may use `wrfsbase` and its kin.
             hwcap2: u64::from(std::arch::x86_64::__cpuid_count(7, 0).ebx & 1) << 1,
             links: links::Links::default(),
+            doors: doors::Doors::default(),
             neighbours: neighbours::Neighbours::default(),
             processes: Mutex::default(),
             ended: Mutex::default(),
             arrivals: Arrivals::default(),
+            gatherings: Gatherings::default(),
             owing: AtomicUsize::new(0),
             leaving: memory_short::Leaving::default(),
             choosing: Mutex::default(),

@@ -19,6 +19,8 @@ pub const VARIABLE: &str = "SKEIN_FAULT";
 pub enum Step {
     /// The source is about to offer a process.
     SourceOffer,
+    /// The source is about to open a further stream.
+    SourceSpread,
     /// The source is about to send pages while the process runs.
     SourcePages,
     /// The source is about to send the rest.
@@ -31,6 +33,8 @@ pub enum Step {
     SourceMoved,
     /// The target considers an offer.
     TargetOffer,
+    /// The target takes a further stream.
+    TargetJoin,
     /// The target takes pages.
     TargetPages,
     /// The target has the image.
@@ -60,14 +64,16 @@ pub enum Step {
 }
 
 /// All steps.
-pub const STEPS: [Step; 20] = [
+pub const STEPS: [Step; 22] = [
     Step::SourceOffer,
+    Step::SourceSpread,
     Step::SourcePages,
     Step::SourceFrozen,
     Step::SourceImage,
     Step::SourceCommit,
     Step::SourceMoved,
     Step::TargetOffer,
+    Step::TargetJoin,
     Step::TargetPages,
     Step::TargetImage,
     Step::TargetAdopt,

@@ -14,6 +14,7 @@ pub mod image;
 pub mod packing;
 pub mod record;
 pub mod source;
+mod stripes;
 pub mod target;
 pub mod wire;
 

@@ -172,6 +172,11 @@ impl Packing {
         }
     }
 
+    /// Bytes a second that may be sent, if there is a limit.
+    pub fn bandwidth(&self) -> Option<u64> {
+        self.bandwidth
+    }
+
     /// Whether what is sent next is to be compressed.
     pub fn is_packed(&self) -> bool {
         self.is_packed

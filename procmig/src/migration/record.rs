@@ -47,6 +47,8 @@ pub struct Record {
     /// Towards the end it ran for one part of the time in so many, since it wrote its memory as fast as it was sent;
     /// 1 if it was not slowed down.
     pub slowed: u32,
+    /// Streams over which its memory was sent while it ran.
+    pub streams: u32,
 }
 
 /// What is told while it goes on.

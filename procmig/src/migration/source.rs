@@ -5,13 +5,14 @@ mod link;
 mod owing;
 mod preparation;
 mod snapshot;
+mod streams;
 
 use super::brake::Brake;
 use super::cpu::CpuFeatures;
 use super::faults::{self, Step};
 use super::image::ObjectImage;
 use super::record::{Event, Record, Round};
-use super::wire::{FromSource, Offer, Owner};
+use super::wire::{FromSource, MAX_PAGES, Offer, Owner};
 use crate::kernel::Kernel;
 use crate::kernel::descriptors::Change;
 use crate::kernel::freeze::{FreezeError, Frozen};
@@ -33,6 +34,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use streams::{Streams, Work};
 use vmm::addr::{Frame, PAGE_SIZE};
 use vmm::dirty::{FrameSet, Tracker};
 use vmm::hypervisor::HypervisorError;
@@ -161,9 +163,11 @@ pub fn migrate(
         fpu: (fpu, features),
         cpu: CpuFeatures::here(),
         link: way.link,
+        streams: streams::further(order, bytes),
     };
     faults::at(Step::SourceOffer).map_err(FrameError::from)?;
-    link.offer(offer)?;
+    let aside = link.offer(offer)?;
+    let streams = Streams::open(kernel, link, aside)?;
     tell(Event::Prepared { bytes });
     let mut record = Record {
         pid: order.pid,
@@ -171,13 +175,14 @@ pub fn migrate(
         to: order.shown.clone(),
         prepare_micros: micros(started),
         slowed: 1,
+        streams: streams.count(),
         ..Record::default()
     };
     let tracker = Tracker::start(&kernel.machine)?;
     let mut copy = Copy {
         kernel,
         space: space.clone(),
-        link,
+        streams,
         sent: Vec::new(),
         dirty: FrameSet::default(),
         missed: BTreeSet::new(),
@@ -189,7 +194,8 @@ pub fn migrate(
         .while_it_runs(&process, &tracker, &mut record, tell)
         .and_then(|()| copy.while_it_stands(&process, &tracker, &mut record, tell));
     drop(tracker);
-    let Copy { mut link, owing, .. } = copy;
+    let Copy { streams, owing, .. } = copy;
+    let (elsewhere, mut link) = (streams.elsewhere(), streams.into_first());
     match moved {
         Ok(()) => {
             way.use_up();
@@ -200,7 +206,7 @@ pub fn migrate(
                 record.post_copy = served.map_err(behind)?;
             }
             record.total_micros = micros(started);
-            (record.bytes, record.uncompressed) = (link.bytes, link.uncompressed);
+            (record.bytes, record.uncompressed) = (elsewhere.0 + link.bytes, elsewhere.1 + link.uncompressed);
             process.wait_until_left(PATIENCE);
             Ok(record)
         }
@@ -243,8 +249,8 @@ fn check(kernel: &Kernel, process: &Arc<Process>) -> Result<Arc<AddressSpace>, M
 }
 
 /// Stops a process whose deputy holds its signals back, and tells since when it stands still. If either takes long the
-/// process goes on for a while before it is tried again.
-fn stop(process: &Arc<Process>, epoch: u32) -> Result<(Frozen<'_>, Instant), MigrateError> {
+/// process goes on for a while before it is tried again, of which the target hears.
+fn stop<'a>(process: &'a Arc<Process>, epoch: u32, link: &mut Link) -> Result<(Frozen<'a>, Instant), MigrateError> {
     let attempt = process.begin_attempt();
     process.send(&ToDeputy::Hold { epoch, attempt });
     let mut is_held = false;
@@ -266,6 +272,7 @@ fn stop(process: &Arc<Process>, epoch: u32) -> Result<(Frozen<'_>, Instant), Mig
             Err(error) => return Err(error),
         }
         stops += 1;
+        link.keep_alive()?;
         // It runs for as long as it has stood still.
         let until = Instant::now() + started.elapsed();
         let _ = hold(started.elapsed());
@@ -277,7 +284,7 @@ fn stop(process: &Arc<Process>, epoch: u32) -> Result<(Frozen<'_>, Instant), Mig
 struct Copy<'a> {
     kernel: &'a Arc<Kernel>,
     space: Arc<AddressSpace>,
-    link: Link,
+    streams: Streams,
     order: &'a Migrate,
     /// What has been sent, in order, as it was then.
     sent: Vec<PrivatePage>,
@@ -346,38 +353,15 @@ impl Copy<'_> {
     }
 
     fn round(&mut self, number: u32, todo: &[Stretch], tell: &mut dyn FnMut(Event)) -> Result<Round, MigrateError> {
-        /// Between two reports.
-        const TELL: Duration = Duration::from_millis(100);
-        let (started, before, of) = (Instant::now(), self.link.bytes, bytes_in(todo));
-        let uncompressed = self.link.uncompressed;
-        let mut told = started;
-        let mut idle = Duration::ZERO;
-        let mut round = Round::default();
-        let mut done = 0;
-        for batch in batches(todo) {
-            faults::at(Step::SourcePages).map_err(FrameError::from)?;
-            let pinned = self.space.pin(batch);
-            self.missed.extend(batch.iter().filter(|stretch| !pinned.contains(stretch)).map(|stretch| stretch.page));
-            let sent = self.link.send_pages(self.kernel, Owner::Space, &pinned, &mut round);
-            let frames: Vec<Frame> = pinned.iter().flat_map(Stretch::frames).collect();
-            self.kernel.machine.frames().release_all(&frames);
-            sent?;
-            done += bytes_in(batch);
-            if told.elapsed() >= TELL {
-                told = Instant::now();
-                tell(Event::Progress { round: number, done, of });
-            }
-            if let Some(bandwidth) = self.order.bandwidth {
-                let due = (self.link.bytes - before) as f64 / bandwidth.max(1) as f64;
-                let wait = Duration::from_secs_f64(due).saturating_sub(started.elapsed());
-                std::thread::sleep(wait);
-                idle += wait;
-            }
-        }
-        (round.bytes, round.micros) = (self.link.bytes - before, micros(started));
-        round.uncompressed = self.link.uncompressed - uncompressed;
+        let (started, of) = (Instant::now(), bytes_in(todo));
+        let work = Work::while_it_runs(&self.space, self.order.bandwidth);
+        let share = self.streams.send(self.kernel, work, todo, &mut |done| {
+            tell(Event::Progress { round: number, done, of });
+        })?;
+        self.missed.extend(share.missed);
+        let round = Round { micros: micros(started), ..share.round };
         // While the process stands still the bandwidth is not limited.
-        let busy = round.micros.saturating_sub(idle.as_micros() as u64);
+        let busy = round.micros.saturating_sub(share.idle.as_micros() as u64);
         self.rate = of as f64 / busy.max(1) as f64;
         Ok(round)
     }
@@ -391,7 +375,7 @@ impl Copy<'_> {
         tell: &mut dyn FnMut(Event),
     ) -> Result<(), MigrateError> {
         let epoch = process.epoch.load(Ordering::SeqCst).wrapping_add(1);
-        let decided = stop(process, epoch).and_then(|(frozen, started)| {
+        let decided = stop(process, epoch, &mut self.streams.first).and_then(|(frozen, started)| {
             record.stop_micros = micros(started);
             tell(Event::Frozen);
             self.kernel.timers.suspend(process);
@@ -417,7 +401,7 @@ impl Copy<'_> {
         record: &mut Record,
     ) -> Result<(), MigrateError> {
         let sending = Instant::now();
-        self.link.hurry()?;
+        self.streams.first.hurry()?;
         faults::at(Step::SourceFrozen).map_err(FrameError::from)?;
         // Another process may have come to share the memory meanwhile; or this one has a new program, of whose
         // memory nothing is sent yet. The old memory is kept, so its frames are no other's.
@@ -425,8 +409,7 @@ impl Copy<'_> {
         let mut description = describe(process, &self.space)?;
         self.lend(process, &mut description)?;
         self.dirty.add(&tracker.take()?);
-        let (before, uncompressed) = (self.link.bytes, self.link.uncompressed);
-        let mut round = Round::default();
+        let before = self.streams.bytes();
         let pages = self.space.private_pages();
         let mut todo = changes(&self.sent, &pages, &self.dirty);
         if self.is_too_much(bytes_in(&todo)) {
@@ -434,25 +417,25 @@ impl Copy<'_> {
             todo = now;
             self.owing = (!later.is_empty()).then(|| Owing::new(self.kernel, &later));
         }
-        for batch in batches(&todo) {
-            self.link.send_pages(self.kernel, Owner::Space, batch, &mut round)?;
-        }
+        let mut round = self.streams.send(self.kernel, Work::last(&self.space), &todo, &mut |_| {})?.round;
         self.send_objects(&description, &mut round)?;
         if let Some(owing) = &self.owing {
-            owing.announce(&mut self.link)?;
+            owing.announce(&mut self.streams.first)?;
         }
         // What the node has of home's files is let go of, so that an end of a pipe is one when it should be.
         drop(process.descriptors.change(Change::All));
         let image = image(process, &frozen.threads, description.image.clone(), epoch);
         let threads = hand_over_list(&image);
         faults::at(Step::SourceImage).map_err(FrameError::from)?;
-        self.link.send(&FromSource::Image(Box::new(image)), &[])?;
+        let link = &mut self.streams.first;
+        link.send(&FromSource::Image(Box::new(image)), &[])?;
         for descriptors in description.descriptors().chunks(MAX_DESCRIPTORS) {
-            self.link.send(&FromSource::Descriptors, descriptors)?;
+            link.send(&FromSource::Descriptors, descriptors)?;
         }
-        let ticket = self.link.reply()?;
-        (round.bytes, round.micros) = (self.link.bytes - before, micros(sending));
-        round.uncompressed = self.link.uncompressed - uncompressed;
+        let ticket = link.reply()?;
+        let (bytes, uncompressed) = self.streams.bytes();
+        round.micros = micros(sending);
+        (round.bytes, round.uncompressed) = (bytes - before.0, uncompressed - before.1);
         record.rounds.push(round);
         let committing = Instant::now();
         let socket = match &self.order.way {
@@ -533,8 +516,8 @@ impl Copy<'_> {
                 is_zero_by_default: true,
             };
             let stretches: Vec<Stretch> = object.frames().into_iter().map(stretch).collect();
-            for batch in batches(&stretches) {
-                self.link.send_pages(self.kernel, Owner::Object(index), batch, round)?;
+            for batch in batches(&stretches, MAX_PAGES as u32) {
+                self.streams.first.send_pages(self.kernel, Owner::Object(index), &batch, round)?;
             }
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 pub mod arrival;
 mod collecting;
+pub mod gathering;
 mod making;
 mod pages;
 
@@ -9,7 +10,7 @@ pub use making::validate;
 
 use super::cpu::CpuFeatures;
 use super::faults::{self, Step};
-use super::wire::{FromSource, MAX_MESSAGE, Offer, Reply, Ticket};
+use super::wire::{Aside, FromSource, MAX_MESSAGE, Offer, Reply};
 use crate::kernel::Kernel;
 use crate::kernel::links::Link;
 use crate::migration::packing::UnpackError;
@@ -17,14 +18,15 @@ use crate::mm::image::ImageError;
 use crate::wire;
 use crate::wire::control::VERSION;
 use crate::wire::frame::FrameError;
-use crate::wire::link::random;
+use crate::wire::link::{LinkSecret, Side, random};
 use crate::wire::sealed::StreamKeys;
 use crate::wire::stream::{Sealed, Stream, prepare};
 use arrival::Arrival;
+use gathering::Expected;
 use nix::errno::Errno;
 use pages::Hold;
 use std::io;
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 use vmm::addr::PAGE_SIZE;
@@ -59,6 +61,9 @@ pub enum ReceiveError {
     /// The deputy is at another host, and has no link with this node.
     #[error("its home has no link with this node")]
     NoLink,
+    /// A further stream failed.
+    #[error("a stream of its memory failed: {0}")]
+    Stream(String),
     /// The source has given it up.
     #[error("the source has given the migration up")]
     Abandoned,
@@ -86,19 +91,26 @@ impl From<io::Error> for ReceiveError {
 /// As [`receive`].
 pub fn receive_from_afar(kernel: &Arc<Kernel>, socket: TcpStream, keys: StreamKeys) -> Result<(), FrameError> {
     prepare(&socket)?;
+    let beside = (socket.local_addr()?.ip(), LinkSecret::new(&keys, Side::Node));
     let mut stream = Stream::from(Sealed::with_keys(socket, keys).map_err(io::Error::other)?);
     stream.set_patience(Some(PATIENCE))?;
     let offer = stream.receive_message(wire::control::MAX_MESSAGE)?.0;
-    receive(kernel, &mut stream, &offer)
+    receive(kernel, &mut stream, &offer, Some(beside))
 }
 
-/// Serves a source on its connection: takes a process and has it wait for its deputy.
+/// Serves a source on its connection: takes a process and has it wait for its deputy. From another host, further streams
+/// come to the address in `beside`, with keys from the secret.
 ///
 /// # Errors
 /// If the connection fails; why a process is not taken the source is told.
-pub fn receive(kernel: &Arc<Kernel>, stream: &mut Stream, offer: &Offer) -> Result<(), FrameError> {
+pub fn receive(
+    kernel: &Arc<Kernel>,
+    stream: &mut Stream,
+    offer: &Offer,
+    beside: Option<(IpAddr, LinkSecret)>,
+) -> Result<(), FrameError> {
     stream.set_patience(Some(PATIENCE))?;
-    match arrive(kernel, stream, offer) {
+    match arrive(kernel, stream, offer, beside) {
         Ok(arrival) => {
             let ticket = random()?;
             let collector = arrival.collector();
@@ -126,21 +138,30 @@ pub fn receive(kernel: &Arc<Kernel>, stream: &mut Stream, offer: &Offer) -> Resu
     }
 }
 
-fn arrive(kernel: &Arc<Kernel>, stream: &mut Stream, offer: &Offer) -> Result<Arrival, ReceiveError> {
+fn arrive(
+    kernel: &Arc<Kernel>,
+    stream: &mut Stream,
+    offer: &Offer,
+    beside: Option<(IpAddr, LinkSecret)>,
+) -> Result<Arrival, ReceiveError> {
     faults::at(Step::TargetOffer)?;
     let link = offer.link.map(|id| kernel.links.find(&id).ok_or(ReceiveError::NoLink)).transpose()?;
     consider(kernel, offer, link.as_ref())?;
-    stream.send_message(&Reply::Ready(Ticket::default()), &[])?;
+    let (address, secret) = beside.unzip();
+    let port = address.filter(|_| offer.streams > 0).map(|address| kernel.port_at(address)).transpose()?;
+    let expected = (offer.streams > 0).then(|| Expected::new(kernel, offer.streams, secret)).transpose()?;
+    let aside = |it: &Expected<'_>| Aside { ticket: it.ticket, streams: it.most(), port };
+    stream.send_message(&Reply::Accepted(expected.as_ref().map(aside)), &[])?;
     let mut hold = Hold::new(kernel, link);
     loop {
         match stream.receive_message(MAX_MESSAGE)?.0 {
             FromSource::Pages(runs) => {
                 faults::at(Step::TargetPages)?;
-                hold.take(stream, &runs, false)?;
+                hold.first()?.take(stream, &runs, false)?;
             }
             FromSource::Packed(runs) => {
                 faults::at(Step::TargetPages)?;
-                hold.take(stream, &runs, true)?;
+                hold.first()?.take(stream, &runs, true)?;
             }
             FromSource::Image(image) => {
                 faults::at(Step::TargetImage)?;
@@ -148,6 +169,13 @@ fn arrive(kernel: &Arc<Kernel>, stream: &mut Stream, offer: &Offer) -> Result<Ar
             }
             FromSource::Abandoned => return Err(ReceiveError::Abandoned),
             FromSource::Owed(runs) => hold.owe(&runs)?,
+            FromSource::Spread(streams) => hold.first()?.spread(streams)?,
+            FromSource::Gather => {
+                let expected = expected.as_ref().filter(|_| !hold.is_whole());
+                let expected = expected.ok_or(ReceiveError::Wrong("streams that nobody has told of"))?;
+                let stripes = hold.first()?.stripes();
+                hold.parts.extend(expected.gather(stripes)?);
+            }
             FromSource::Descriptors | FromSource::Moved => {
                 return Err(ReceiveError::Wrong("what comes behind an image before it"));
             }

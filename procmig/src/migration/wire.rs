@@ -6,6 +6,13 @@
 //! order, and [`FromSource::Packed`] by the same compressed. [`FromSource::Image`] is the last before the deputy decides; it
 //! is answered by a [`Reply`].
 //!
+//! Memory may come over further streams, if the target says where it takes them ([`Aside`]): connections that begin with
+//! [`NodeRequest::Join`](crate::wire::control::NodeRequest::Join) on the same host, and as those of a
+//! [link](crate::wire::link) from another, of which the source is the side of home and [`Aside::ticket`] the identifier;
+//! their secret is of the connection on which the offer was made. The first message on each stream is
+//! [`FromSource::Spread`] then, the last one on the others [`FromSource::Gather`]. On the first that follows the last of
+//! the pages of the address space.
+//!
 //! If the source keeps some pages for later (post-copy), they are named in [`FromSource::Owed`] right before the image.
 //! When the process is the target's the source says [`FromSource::Moved`], and answers each [`Reply::Want`] with one
 //! message of pages, until the target wants nothing.
@@ -23,6 +30,8 @@ pub const MAX_MESSAGE: usize = 64 << 20;
 pub const MAX_PAGES: u64 = 2048;
 /// Most runs of one.
 pub const MAX_RUNS: usize = MAX_PAGES as usize;
+/// Most streams over which the memory of a process comes.
+pub const MAX_STREAMS: u32 = 16;
 /// Bytes of a ticket.
 pub const TICKET: usize = 16;
 
@@ -48,12 +57,27 @@ pub struct Offer {
     pub cpu: CpuFeatures,
     /// The deputy's link with the target; `None` if that is at home.
     pub link: Option<LinkId>,
+    /// Further streams over which its memory could come.
+    pub streams: u32,
+}
+
+/// Where further streams may come for a process that is being sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aside {
+    /// Names the process until it is there.
+    pub ticket: Ticket,
+    /// How many, at most.
+    pub streams: u32,
+    /// For another host: TCP port, at the address to which the first stream goes.
+    pub port: Option<u16>,
 }
 
 /// The target's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// Go on. After the image: the process waits for its deputy, who names it so.
+    /// To the offer: go on.
+    Accepted(Option<Aside>),
+    /// To the image: the process waits for its deputy, who names it so.
     Ready(Ticket),
     /// No; why.
     Refused(String),
@@ -79,6 +103,10 @@ pub enum FromSource {
     Owed(#[serde(deserialize_with = "capped::list::<_, _, MAX_RUNS>")] Vec<Run>),
     /// The process is the target's, and pages can be asked for.
     Moved,
+    /// Memory comes over so many streams, this one among them.
+    Spread(u32),
+    /// All pages have been sent that come over this stream; on the first, over the others as well.
+    Gather,
 }
 
 /// Whose a run of pages is.

@@ -145,6 +145,18 @@ pub struct Stretch {
 }
 
 impl Stretch {
+    /// Its first pages, and the others.
+    pub fn split_at(self, count: u32) -> (Self, Self) {
+        let count = count.min(self.count);
+        let rest = Self {
+            page: self.page + u64::from(count),
+            count: self.count - count,
+            frame: self.frame.map(|first| first.offset(count)),
+            ..self
+        };
+        (Self { count, ..self }, rest)
+    }
+
     /// Its frames.
     pub fn frames(&self) -> impl Iterator<Item = Frame> {
         let (frame, count) = (self.frame, self.count);

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 
 /// Version of these protocols; peers must agree.
-pub const VERSION: u32 = 12;
+pub const VERSION: u32 = 13;
 /// Cap on the frame of a [`NodeRequest`]: the arguments and environment are in it.
 pub const MAX_REQUEST: usize = 8 << 20;
 /// Cap on every other frame.
@@ -43,6 +43,13 @@ pub enum NodeRequest {
     Processes,
     /// Take a process. What follows is described in [`crate::migration::wire`].
     Receive(Offer),
+    /// A further stream of such a process. What follows is described there, too.
+    Join {
+        /// Names the process.
+        ticket: Ticket,
+        /// Which of its streams this is; the first is 0.
+        stream: u32,
+    },
     /// The same from a node of another host: the message passes the connection, on which an [`Offer`] is to come. The
     /// connection with the node stays open until that is over; nothing more is said on it.
     Incoming(Box<StreamKeys>),
@@ -112,6 +119,8 @@ pub struct Migrate {
     pub bandwidth: Option<u64>,
     /// Which memory may follow when the process runs at the target.
     pub post_copy: PostCopy,
+    /// Most streams over which memory is sent while it runs; else as many as the processors make use of.
+    pub streams: Option<u32>,
 }
 
 /// Which of a process's memory follows when it runs at the target already. Until all has come it needs both nodes.

@@ -97,12 +97,12 @@ pub enum LinkReply {
     Ready,
 }
 
-/// Which side of a link this is.
+/// Which side of a link this is, or of a migration whose memory comes over several connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// That of the deputies.
+    /// That of the deputies, or of the source: it opens connections.
     Home,
-    /// The node's.
+    /// The node's, or the target's.
     Node,
 }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::net::SocketAddr;
 
 /// Version of these protocols. A refusal is the first variant in each version, so that any peer can read it.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Cap on a [`Hello`], a [`JoinRequest`], and what else is short.
 pub const MAX_SHORT: usize = 16 << 10;
 /// Cap on a frame that may hold a roster.
@@ -102,6 +102,8 @@ pub struct Manner {
     pub bandwidth: Option<u64>,
     /// Which memory may follow when it runs at the target.
     pub post_copy: PostCopy,
+    /// Most streams over which memory is sent while it runs; else as many as the source's processors make use of.
+    pub streams: Option<u32>,
 }
 
 /// How busy a host is.

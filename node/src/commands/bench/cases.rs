@@ -226,7 +226,7 @@ pub const ALL: &[Case] = &[
     },
     Case {
         name: "migrate-sparse",
-        what: "a migration of 1 GiB, half zeros and half text, against noise",
+        what: "a migration of 1 GiB, half zeros and half text, against noise, over one connection",
         unit: "ms",
         goal: Goal::Ratio(0.5),
         run: migrate::sparse,
@@ -244,6 +244,13 @@ pub const ALL: &[Case] = &[
         unit: "ms",
         goal: Goal::Ratio(1.67),
         run: migrate::sealed,
+    },
+    Case {
+        name: "migrate-streams",
+        what: "the same over two connections, against one",
+        unit: "ms",
+        goal: Goal::None,
+        run: migrate::streams,
     },
     Case {
         name: "python-start",

@@ -96,10 +96,10 @@ struct Holder<'a> {
 impl Holder<'_> {
     /// Has it go to the other node, or back.
     fn migrate(&mut self) -> anyhow::Result<Record> {
-        self.migrate_with(PostCopy::Never)
+        self.migrate_with(PostCopy::Never, None)
     }
 
-    fn migrate_with(&mut self, post_copy: PostCopy) -> anyhow::Result<Record> {
+    fn migrate_with(&mut self, post_copy: PostCopy, streams: Option<u32>) -> anyhow::Result<Record> {
         check_interrupted()?;
         let bench = self.other.bench();
         let to = match self.other {
@@ -108,7 +108,7 @@ impl Holder<'_> {
             Other::Host { .. } => "other".to_owned(),
         };
         let to = to.strip_prefix("home/").filter(|_| matches!(self.other, Other::Node(..))).unwrap_or(&to);
-        let manner = Manner { max_freeze_micros: MAX_FREEZE, bandwidth: None, post_copy };
+        let manner = Manner { max_freeze_micros: MAX_FREEZE, bandwidth: None, post_copy, streams };
         let order = Migrate { pid: self.child.id() as i32, home: None, to: to.to_owned(), manner };
         let record = Client::connect_or_start(bench.sandbox.state())?.migrate(order, &mut |_| {})?;
         self.is_away = !self.is_away;
@@ -198,7 +198,7 @@ fn followed(bench: &Bench, other: &Other<'_>) -> anyhow::Result<Outcome> {
         std::thread::sleep(Duration::from_millis(100));
         let before = diary.since(start)?;
         let start = now()?;
-        let record = holder.migrate_with(PostCopy::Always)?;
+        let record = holder.migrate_with(PostCopy::Always, None)?;
         let meanwhile = diary.since(start)?;
         let millis = |micros: u64| micros as f64 / 1e3;
         pauses.push(meanwhile.longest.as_secs_f64() * 1e3);
@@ -279,7 +279,23 @@ fn pour(bench: &Bench, which: Loop, bytes: usize, theirs: OwnedFd, mut ours: imp
     Ok(millis)
 }
 
-/// How long memory takes that is half zeros and half text, against what cannot be compressed.
+/// The same memory to another host over two connections, against one.
+pub fn streams(bench: &Bench) -> anyhow::Result<Outcome> {
+    let bytes = bench.pick(1 << 30, 1 << 28);
+    let other = Other::Host { bench, _other: remote::other_host(bench)? };
+    let holder = RefCell::new(other.hold(Loop::HoldNoise, bytes, 0)?);
+    let over = |streams: u32| {
+        let record = holder.borrow_mut().migrate_with(PostCopy::Never, Some(streams))?;
+        ensure!(record.streams == streams, "{} connections in the place of {streams}", record.streams);
+        Ok(record.total_micros as f64 / 1e3)
+    };
+    let outcome = Outcome::of(&pairs(bench.pick(9, 3), || over(1), || over(2))?);
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(outcome.with_note(format!("{processors} processors for both hosts")))
+}
+
+/// How long memory takes that is half zeros and half text, against what cannot be compressed: over one connection, since
+/// with more of them on one machine none of its processors is left over for anything.
 pub fn sparse(bench: &Bench) -> anyhow::Result<Outcome> {
     half(bench, &Other::launch(bench)?)
 }
@@ -296,12 +312,13 @@ fn half(bench: &Bench, other: &Other<'_>) -> anyhow::Result<Outcome> {
     let millis = |record: &Record| record.total_micros as f64 / 1e3;
     let last = RefCell::new(Record::default());
     let migration = || {
-        let record = half.migrate()?;
+        let record = half.migrate_with(PostCopy::Never, Some(1))?;
         let took = millis(&record);
         *last.borrow_mut() = record;
         Ok(took)
     };
-    let outcome = Outcome::of(&pairs(bench.pick(9, 3), || Ok(millis(&noise.borrow_mut().migrate()?)), migration)?);
+    let incompressible = || Ok(millis(&noise.borrow_mut().migrate_with(PostCopy::Never, Some(1))?));
+    let outcome = Outcome::of(&pairs(bench.pick(9, 3), incompressible, migration)?);
     let last = last.take();
     let (pages, zeros) = last.rounds.iter().fold((0, 0), |sum, round| (sum.0 + round.pages, sum.1 + round.zeros));
     let megabytes = |bytes: u64| bytes / 1_000_000;

@@ -6,19 +6,24 @@ use crate::migration::faults::{self, Action, Step};
 use crate::migration::packing::{CHUNK, Packing};
 use crate::migration::record::Round;
 use crate::migration::skip;
-use crate::migration::wire::{Content, FromSource, Offer, Owner, Reply, Run, Ticket};
+use crate::migration::wire::{Aside, Content, FromSource, Offer, Owner, Reply, Run, Ticket};
 use crate::mm::image::Stretch;
 use crate::wire::control::{MAX_MESSAGE, Migrate, NodeRequest, Way};
 use crate::wire::frame::{self, FrameError};
+use crate::wire::link::{Greeting, LinkSecret, Side, opening, random};
+use crate::wire::sealed::{Opener, Sealer, StreamKeys};
 use crate::wire::stream::{Sealed, Stream, prepare};
 use std::ffi::OsStr;
-use std::io;
-use std::net::TcpStream;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::io::{self, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use vmm::addr::{Frame, PAGE_SIZE};
+
+/// How long a further stream to another host may take to be opened.
+const CONNECT: Duration = Duration::from_secs(2);
 
 /// The way to the target.
 pub(super) struct Link {
@@ -34,6 +39,16 @@ pub(super) struct Link {
     step: Step,
     /// Whether they are compressed.
     packing: Packing,
+    beside: Beside,
+}
+
+/// How further streams to the same target are opened.
+#[derive(Debug, Clone)]
+enum Beside {
+    /// By its socket.
+    Socket(Vec<u8>),
+    /// At its host; their keys are derived from this.
+    Port(IpAddr, LinkSecret),
 }
 
 impl Link {
@@ -41,47 +56,78 @@ impl Link {
     pub(super) fn open(migrate: &Migrate, passed: Option<OwnedFd>) -> Result<Self, MigrateError> {
         let node = migrate.shown.clone();
         let opened = match (&migrate.way, passed) {
-            (Way::Socket(path), _) => UnixStream::connect(OsStr::from_bytes(path)).map(Stream::from),
-            (Way::Passed(keys), Some(socket)) => {
-                let socket = TcpStream::from(socket);
-                let sealed =
-                    prepare(&socket).and_then(|()| Sealed::with_keys(socket, keys.clone()).map_err(io::Error::other));
-                sealed.map(Stream::from)
+            (Way::Socket(path), _) => {
+                UnixStream::connect(OsStr::from_bytes(path)).map(|stream| (stream.into(), Beside::Socket(path.clone())))
             }
+            (Way::Passed(keys), Some(socket)) => sealed(TcpStream::from(socket), keys),
             (Way::Passed(_), None) => Err(io::Error::from(io::ErrorKind::NotConnected)),
         };
-        let opened = opened.and_then(|stream| stream.set_patience(Some(PATIENCE)).map(|()| stream));
-        match opened {
-            Ok(stream) => Ok(Self {
-                stream,
-                node,
-                bytes: 0,
-                uncompressed: 0,
-                room: Vec::new(),
-                step: Step::SourcePages,
-                packing: Packing::new(migrate.bandwidth),
-            }),
-            Err(source) => Err(MigrateError::Unreachable { node, source }),
-        }
+        opened
+            .and_then(|(stream, beside)| Self::over(stream, node.clone(), migrate.bandwidth, beside))
+            .map_err(|source| MigrateError::Unreachable { node, source })
     }
 
-    /// Offers a process.
-    pub(super) fn offer(&mut self, offer: Offer) -> Result<(), MigrateError> {
+    fn over(stream: Stream, node: String, bandwidth: Option<u64>, beside: Beside) -> io::Result<Self> {
+        stream.set_patience(Some(PATIENCE))?;
+        Ok(Self {
+            stream,
+            node,
+            bytes: 0,
+            uncompressed: 0,
+            room: Vec::new(),
+            step: Step::SourcePages,
+            packing: Packing::new(bandwidth),
+            beside,
+        })
+    }
+
+    /// Opens a further stream to the same target.
+    pub(super) fn another(&self, aside: &Aside, stream: u32) -> io::Result<Self> {
+        let opened = match &self.beside {
+            Beside::Socket(path) => {
+                let mut opened = Stream::from(UnixStream::connect(OsStr::from_bytes(path))?);
+                let request = NodeRequest::Join { ticket: aside.ticket, stream };
+                opened.send_message(&request, &[]).map_err(io::Error::other)?;
+                opened
+            }
+            Beside::Port(address, secret) => {
+                let port = aside.port.ok_or(io::ErrorKind::AddrNotAvailable)?;
+                let mut socket = TcpStream::connect_timeout(&SocketAddr::new(*address, port), CONNECT)?;
+                prepare(&socket)?;
+                let name = random()?;
+                let keys = secret.keys(&name, Side::Home);
+                let mut sealer = Sealer::new(keys.send).map_err(io::Error::other)?;
+                let opener = Opener::new(keys.receive).map_err(io::Error::other)?;
+                let greeting = Greeting::new(stream.into(), None);
+                socket.write_all(&opening(&aside.ticket, &name, &mut sealer, &greeting)?)?;
+                Sealed::new(socket, sealer, opener).into()
+            }
+        };
+        Self::over(opened, self.node.clone(), self.packing.bandwidth(), self.beside.clone())
+    }
+
+    /// Offers a process; where further streams may come.
+    pub(super) fn offer(&mut self, offer: Offer) -> Result<Option<Aside>, MigrateError> {
         if self.stream.is_sealed() {
             self.stream.send_message(&offer, &[])?;
         } else {
             self.stream.send_message(&NodeRequest::Receive(offer), &[])?;
         }
-        self.reply().map(drop)
+        match self.stream.receive_message(MAX_MESSAGE)?.0 {
+            Reply::Accepted(aside) => Ok(aside),
+            Reply::Refused(reason) => Err(MigrateError::Refused { node: self.node.clone(), reason }),
+            Reply::Ready(_) | Reply::Want(_) => Err(MigrateError::Nonsense),
+        }
     }
 
     pub(super) fn send(&mut self, message: &FromSource, descriptors: &[RawFd]) -> Result<(), FrameError> {
         let mut bytes = frame::encode(message)?;
         let step = match message {
-            FromSource::Pages(_) | FromSource::Packed(_) => self.step,
-            _ => Step::SourceImage,
+            FromSource::Pages(_) | FromSource::Packed(_) => Some(self.step),
+            FromSource::Spread(_) | FromSource::Gather => None,
+            _ => Some(Step::SourceImage),
         };
-        match faults::of_message(step) {
+        match step.and_then(faults::of_message) {
             Some(Action::Corrupt) => bytes[4..].iter_mut().for_each(|byte| *byte ^= 0xa5),
             Some(Action::Duplicate) => self.stream.send(&bytes.clone())?,
             _ => {}
@@ -90,6 +136,11 @@ impl Link {
         self.bytes += bytes.len() as u64;
         self.uncompressed += bytes.len() as u64;
         Ok(())
+    }
+
+    /// Tells the target, which waits for pages, that they are to come.
+    pub(super) fn keep_alive(&mut self) -> Result<(), FrameError> {
+        self.send(&FromSource::Pages(Vec::new()), &[])
     }
 
     /// The process runs at the target.
@@ -107,7 +158,7 @@ impl Link {
         match self.stream.receive_message(MAX_MESSAGE)?.0 {
             Reply::Ready(ticket) => Ok(ticket),
             Reply::Refused(reason) => Err(MigrateError::Refused { node: self.node.clone(), reason }),
-            Reply::Want(_) => Err(MigrateError::Nonsense),
+            Reply::Accepted(_) | Reply::Want(_) => Err(MigrateError::Nonsense),
         }
     }
 
@@ -115,7 +166,7 @@ impl Link {
     pub(super) fn wanted(&mut self) -> Result<Vec<(u64, u32)>, MigrateError> {
         match self.stream.receive_message(MAX_MESSAGE)?.0 {
             Reply::Want(pages) => Ok(pages),
-            Reply::Ready(_) | Reply::Refused(_) => Err(MigrateError::Nonsense),
+            Reply::Accepted(_) | Reply::Ready(_) | Reply::Refused(_) => Err(MigrateError::Nonsense),
         }
     }
 }
@@ -214,6 +265,19 @@ impl Link {
         }
         Ok(())
     }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+/// A connection with another host, and how others are opened.
+fn sealed(socket: TcpStream, keys: &StreamKeys) -> io::Result<(Stream, Beside)> {
+    prepare(&socket)?;
+    let beside = Beside::Port(socket.peer_addr()?.ip(), LinkSecret::new(keys, Side::Home));
+    Ok((Sealed::with_keys(socket, keys.clone()).map_err(io::Error::other)?.into(), beside))
 }
 
 fn add_place(places: &mut Vec<libc::iovec>, base: *mut u8, frame: Frame) {

@@ -74,9 +74,9 @@ impl Owing {
 
     /// Tells the target which they are.
     pub(super) fn announce(&self, link: &mut Link) -> Result<(), MigrateError> {
-        for batch in batches(&self.stretches()) {
+        for batch in batches(&self.stretches(), MAX_PAGES as u32) {
             let mut runs: Vec<Run> = Vec::new();
-            for &Stretch { page, count, large, .. } in batch {
+            for &Stretch { page, count, large, .. } in &batch {
                 match runs.last_mut().filter(|run| run.large == large && run.first + u64::from(run.count) == page) {
                     Some(run) => run.count += count,
                     None => runs.push(Run { owner: Owner::Space, first: page, count, large, content: Content::Bytes }),

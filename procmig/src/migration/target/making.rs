@@ -27,22 +27,27 @@ use vmm::frames::FRAMES_PER_BLOCK;
 /// Most names of areas in bytes, and of a process in all.
 const MAX_TEXT: usize = 16 << 20;
 
-impl Hold<'_> {
+impl Hold {
     /// Makes the process.
     pub(super) fn make(mut self, stream: &mut Stream, image: ProcessImage, pid: i32) -> Result<Arrival, ReceiveError> {
         let kernel = self.kernel.clone();
         validate(&image, pid)?;
+        if !self.is_whole() {
+            return Err(ReceiveError::Wrong("an image before all pages have come"));
+        }
         let objects = self.objects(stream, &image)?;
         let link = self.link.clone();
         let group = Group::of_link(kernel.machine.clone(), image.memory_limit, image.max_threads, image.job, link);
         let group = group.ok_or(ReceiveError::Refused(Errno::EAGAIN))?;
         let space = AddressSpace::from_image(kernel.machine.clone(), group.account(), &image.space, &objects)?;
-        let Pages { small, large } = std::mem::take(&mut self.space);
         let owed = std::mem::take(&mut self.owed);
         let is_owed = |page: u64, count: u32| owed.overlapping(page..page + u64::from(count)).next().is_some();
-        let small = small.into_iter().map(|(page, frame)| (page, frame, false, is_owed(page, 1)));
-        let large = large.into_iter().map(|(page, frame)| (page, frame, true, is_owed(page, FRAMES_PER_BLOCK)));
-        let mut pages: Vec<_> = large.chain(small).collect();
+        let mut pages = Vec::new();
+        for part in &mut self.parts {
+            let Pages { small, large } = std::mem::take(&mut part.space);
+            pages.extend(large.into_iter().map(|(page, frame)| (page, frame, true, is_owed(page, FRAMES_PER_BLOCK))));
+            pages.extend(small.into_iter().map(|(page, frame)| (page, frame, false, is_owed(page, 1))));
+        }
         pages.sort_unstable();
         // Before what is placed may be released.
         let owed = (!owed.is_empty()).then(|| Owed::new(kernel.machine.clone(), owed));
@@ -99,7 +104,7 @@ impl Hold<'_> {
                 }
                 ObjectImage::Memory => {
                     let object = shared_memory(kernel.machine.clone(), Default::default());
-                    let Pages { small, large } = self.objects.remove(&index).unwrap_or_default();
+                    let Pages { small, large } = self.parts[0].objects.remove(&index).unwrap_or_default();
                     small.into_iter().for_each(|(page, frame)| object.insert(page, frame));
                     for (block, first) in large {
                         (0..FRAMES_PER_BLOCK).for_each(|i| object.insert(block + u64::from(i), first.offset(i)));

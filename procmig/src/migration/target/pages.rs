@@ -5,6 +5,7 @@ use crate::kernel::Kernel;
 use crate::kernel::links::Link;
 use crate::migration::packing::Unpacker;
 use crate::migration::skip;
+use crate::migration::stripes::Stripes;
 use crate::migration::wire::{Content, Owner, Run, bytes_of};
 use crate::mm::image::ImageError;
 use crate::mm::spans::{Span, Spans};
@@ -42,41 +43,56 @@ fn for_each_row(
     Ok(())
 }
 
-/// Memory that has come.
-pub(super) struct Hold<'a> {
-    pub(super) kernel: &'a Arc<Kernel>,
-    /// The deputy's, if that is at another host.
-    pub(super) link: Option<Arc<Link>>,
+/// Memory that has come over one stream.
+pub(super) struct Part {
+    kernel: Arc<Kernel>,
+    stream: u32,
+    stripes: Stripes,
     pub(super) space: Pages,
     pub(super) objects: HashMap<u32, Pages>,
-    /// Pages of the space that are to come later, with their frames.
-    pub(super) owed: Spans<Frame>,
     unpacker: Unpacker,
 }
 
-impl<'a> Hold<'a> {
+impl Part {
     /// Nothing yet.
-    pub(super) fn new(kernel: &'a Arc<Kernel>, link: Option<Arc<Link>>) -> Self {
+    pub(super) fn new(kernel: &Arc<Kernel>, stream: u32) -> Self {
         Self {
-            kernel,
-            link,
+            kernel: kernel.clone(),
+            stream,
+            stripes: Stripes::ONE,
             space: Pages::default(),
             objects: HashMap::new(),
-            owed: Spans::default(),
             unpacker: Unpacker::default(),
         }
     }
 
+    /// How memory is divided among streams, of which this is one.
+    pub(super) fn stripes(&self) -> Stripes {
+        self.stripes
+    }
+
+    /// Learns that.
+    pub(super) fn spread(&mut self, streams: u32) -> Result<(), ReceiveError> {
+        let is_new = self.stripes == Stripes::ONE && self.space.small.is_empty() && self.space.large.is_empty();
+        let stripes = Stripes::new(streams).filter(|_| is_new && streams > self.stream);
+        self.stripes = stripes.ok_or(ReceiveError::Wrong("how many streams there are"))?;
+        Ok(())
+    }
+
     /// Takes the pages of one message.
     pub(super) fn take(&mut self, stream: &mut Stream, runs: &[Run], packed: bool) -> Result<(), ReceiveError> {
-        if !self.owed.is_empty() {
-            return Err(ReceiveError::Wrong("pages that come after those that are owed"));
-        }
         bytes_of(runs).ok_or(ReceiveError::Wrong("too many pages at once"))?;
         let kernel = self.kernel.clone();
         let mut coming = Coming::new(kernel.machine.ram());
         for run in runs {
             let pages = run.first..run.first + u64::from(run.count);
+            let is_own = match run.owner {
+                Owner::Space => self.stripes.all_of(pages.clone(), self.stream),
+                Owner::Object(_) => self.stream == 0,
+            };
+            if !is_own {
+                return Err(ReceiveError::Wrong("pages of another stream"));
+            }
             if run.content == Content::Nothing {
                 self.drop_pages(run.owner, pages);
                 continue;
@@ -89,24 +105,6 @@ impl<'a> Hold<'a> {
         }
         // SAFETY: nobody else has the frames yet.
         unsafe { coming.receive(stream, if packed { Form::Packed(&mut self.unpacker) } else { Form::Plain }) }
-    }
-
-    /// Makes room for pages that are to come when the process runs.
-    pub(super) fn owe(&mut self, runs: &[Run]) -> Result<(), ReceiveError> {
-        bytes_of(runs).ok_or(ReceiveError::Wrong("too many pages at once"))?;
-        for run in runs {
-            if (run.owner, run.content) != (Owner::Space, Content::Bytes) {
-                return Err(ReceiveError::Wrong("pages that cannot be owed"));
-            }
-            for_each_row(run.first..run.first + u64::from(run.count), |pages| {
-                let row = self.row(run.owner, pages, run.large)?;
-                if !self.owed.insert(row) {
-                    return Err(ReceiveError::Wrong("pages that are owed twice"));
-                }
-                Ok(row.count)
-            })?;
-        }
-        Ok(())
     }
 
     fn pages(&mut self, owner: Owner) -> &mut Pages {
@@ -176,7 +174,61 @@ impl<'a> Hold<'a> {
     }
 }
 
-impl Drop for Hold<'_> {
+/// Memory that has come over all streams.
+pub(super) struct Hold {
+    pub(super) kernel: Arc<Kernel>,
+    /// The deputy's, if that is at another host.
+    pub(super) link: Option<Arc<Link>>,
+    /// By stream; of the others than the first when they have brought all.
+    pub(super) parts: Vec<Part>,
+    /// Pages of the space that are to come later, with their frames.
+    pub(super) owed: Spans<Frame>,
+}
+
+impl Hold {
+    /// Nothing yet.
+    pub(super) fn new(kernel: &Arc<Kernel>, link: Option<Arc<Link>>) -> Self {
+        Self { kernel: kernel.clone(), link, parts: vec![Part::new(kernel, 0)], owed: Spans::default() }
+    }
+
+    /// What comes over the first stream.
+    pub(super) fn first(&mut self) -> Result<&mut Part, ReceiveError> {
+        if !self.owed.is_empty() {
+            return Err(ReceiveError::Wrong("pages that come after those that are owed"));
+        }
+        Ok(&mut self.parts[0])
+    }
+
+    /// Whether all of the streams have brought what they had to.
+    pub(super) fn is_whole(&self) -> bool {
+        self.parts.len() == self.parts[0].stripes().streams() as usize
+    }
+
+    /// Makes room for pages that are to come when the process runs.
+    pub(super) fn owe(&mut self, runs: &[Run]) -> Result<(), ReceiveError> {
+        bytes_of(runs).ok_or(ReceiveError::Wrong("too many pages at once"))?;
+        if !self.is_whole() {
+            return Err(ReceiveError::Wrong("pages that are owed before all others have come"));
+        }
+        let stripes = self.parts[0].stripes();
+        for run in runs {
+            if (run.owner, run.content) != (Owner::Space, Content::Bytes) {
+                return Err(ReceiveError::Wrong("pages that cannot be owed"));
+            }
+            for_each_row(run.first..run.first + u64::from(run.count), |pages| {
+                let pages = pages.start..pages.end.min(stripes.end(pages.start));
+                let row = self.parts[stripes.of(pages.start) as usize].row(run.owner, pages, run.large)?;
+                if !self.owed.insert(row) {
+                    return Err(ReceiveError::Wrong("pages that are owed twice"));
+                }
+                Ok(row.count)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Part {
     fn drop(&mut self) {
         let all = std::iter::once(&self.space).chain(self.objects.values());
         let mut frames: Vec<Frame> = Vec::new();
