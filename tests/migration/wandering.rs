@@ -113,6 +113,26 @@ fn nothing_is_left_of_a_process_that_has_gone_a_thousand_times() {
     child.wait_with_output().expect("it ends");
 }
 
+/// However small it is: the target hears of the source often enough.
+#[test]
+fn a_process_goes_within_a_bandwidth() {
+    const BANDWIDTH: u64 = 256 << 10;
+    let Some(pair) = Pair::start() else { return };
+    let mut child = pair.start_at_a(&words(&["/usr/bin/python3", "-c", "import os; os.write(1, b'x'); os.read(0, 1)"]));
+    child.stdout.as_mut().expect("a pipe").read_exact(&mut [0]).expect("it has begun");
+    let pid = child.id().to_string();
+    let said = pair.host.skein(&["migrate", "--json", "--bandwidth", "256K", "--streams", "2", &pid, "b"]);
+    let said = said.unwrap_or_else(|why| panic!("{why}"));
+    let record: serde_json::Value = serde_json::from_str(said.lines().last().expect("a line")).expect("JSON");
+    let of = |what: &str| record["rounds"][0][what].as_u64().expect("a number");
+    // As long as the target waits for pages, and longer.
+    assert!(of("bytes") > 10 * BANDWIDTH, "{record}");
+    // What goes in a quarter of a second over each stream is not waited for.
+    assert!(of("micros") > (of("bytes") - BANDWIDTH) * 1_000_000 / BANDWIDTH, "{record}");
+    drop(child.stdin.take());
+    ended_well(child);
+}
+
 #[test]
 fn twenty_processes_migrate_at_once_in_both_directions() {
     let Some(pair) = Pair::start() else { return };
