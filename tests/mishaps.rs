@@ -66,7 +66,10 @@ pub fn all<T: Sync + std::panic::RefUnwindSafe>(
         for _ in 0..2 {
             scope.spawn(|| {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    if let Err(panic) = std::panic::catch_unwind(|| run(case)) {
+                    let since = Instant::now();
+                    let done = std::panic::catch_unwind(|| run(case));
+                    eprintln!("{}: {:.1?}", name(case), since.elapsed());
+                    if let Err(panic) = done {
                         let why = panic.downcast_ref::<String>().cloned();
                         let why = why.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
                         let why = format!("{}: {}", name(case), why.unwrap_or_default());

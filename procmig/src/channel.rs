@@ -61,6 +61,29 @@ pub struct CallReply {
     pub file: Option<OwnedFd>,
 }
 
+/// A reply of which not all has come.
+#[derive(Debug, Default)]
+struct Coming {
+    /// Bytes of it in `input`.
+    got: usize,
+    header: Option<ReplyHeader>,
+    files: Vec<OwnedFd>,
+}
+
+/// Bytes of a reply with this header.
+fn length_of(header: &ReplyHeader) -> usize {
+    ReplyHeader::SIZE + header.length as usize + header.signals as usize * SIGINFO_SIZE
+}
+
+/// How long a reply is waited for.
+#[derive(Clone, Copy)]
+enum Wait<'a> {
+    /// Until this says so, where the wait is interrupted.
+    Unless(&'a dyn Fn() -> bool),
+    /// It is there, or it is not.
+    NotAtAll,
+}
+
 /// A call whose reply is awaited, or was received and is not taken yet.
 #[derive(Debug)]
 struct Pending {
@@ -104,6 +127,7 @@ pub struct CallChannel {
     input: Vec<u8>,
     seq: u32,
     pending: Option<Pending>,
+    coming: Coming,
     traffic: Traffic,
     /// For the next request, as in its header.
     near: u16,
@@ -134,6 +158,7 @@ impl CallChannel {
             input: vec![0; INPUT],
             seq: 0,
             pending: None,
+            coming: Coming::default(),
             traffic: Traffic::default(),
             near: 0,
             was_near: false,
@@ -182,12 +207,31 @@ impl CallChannel {
         flags: u32,
         memory: &dyn UserMemory,
     ) -> Result<u32, BeginError> {
+        self.begin_call_within(usize::MAX, nr, args, blocked, flags, memory)
+    }
+
+    /// The same of a request of at most so many bytes.
+    ///
+    /// # Errors
+    /// As [`begin_call`](Self::begin_call); [`BeginError::Errno`] of one that is longer.
+    pub fn begin_call_within(
+        &mut self,
+        most: usize,
+        nr: u32,
+        args: &[u64; 6],
+        blocked: u32,
+        flags: u32,
+        memory: &dyn UserMemory,
+    ) -> Result<u32, BeginError> {
         if self.pending.is_some() {
             return Err(ChannelError::OutOfTurn.into());
         }
         self.output.clear();
         self.output.resize(RequestHeader::SIZE, 0);
         let sent = marshal::encode(nr, args, memory, &mut self.output).map_err(BeginError::Errno)?;
+        if self.output.len() > most {
+            return Err(BeginError::Errno(Errno::EMSGSIZE));
+        }
         let flags = flags & !flags::POSTED;
         let seq = self.send(kind::CALL, nr, blocked, flags, sent)?;
         self.pending = Some(Pending { nr, args: *args, flags, reply: None });
@@ -267,24 +311,27 @@ impl CallChannel {
         self.await_reply_unless(&|| false)
     }
 
-    /// The same of a reply that is on its way: where there is none, since the way is lost, it gives up.
+    /// The same of a reply that has come, or its beginning.
     ///
     /// # Errors
-    /// [`ChannelError::GivenUp`], and as [`finish_call`](Self::finish_call).
+    /// [`ChannelError::GivenUp`] if it has not, and as [`finish_call`](Self::finish_call).
     pub fn take_reply(&mut self) -> Result<(), ChannelError> {
-        self.await_reply_unless(&|| true)
+        self.await_reply_by(Wait::NotAtAll)
     }
 
     fn await_reply_unless(&mut self, give_up: &dyn Fn() -> bool) -> Result<(), ChannelError> {
+        self.await_reply_by(Wait::Unless(give_up))
+    }
+
+    fn await_reply_by(&mut self, wait: Wait<'_>) -> Result<(), ChannelError> {
         let pending = self.pending.as_ref().ok_or(ChannelError::OutOfTurn)?;
         if pending.reply.is_some() {
             return Ok(());
         }
-        let mut descriptors = Vec::new();
         let takes_file = pending.flags & flags::HAND_OVER != 0;
-        let header = self.receive(takes_file.then_some(&mut descriptors), give_up)?;
+        let (header, mut files) = self.receive(takes_file, wait)?;
         if let Some(pending) = &mut self.pending {
-            pending.reply = Some((header, descriptors.pop()));
+            pending.reply = Some((header, files.pop()));
         }
         Ok(())
     }
@@ -311,8 +358,7 @@ impl CallChannel {
     /// As [`finish_call`](Self::finish_call).
     pub fn op(&mut self, op: &Op) -> Result<OpReply, ChannelError> {
         self.post(op)?;
-        let mut descriptors = Vec::new();
-        let header = self.receive(Some(&mut descriptors), &|| false)?;
+        let (header, descriptors) = self.receive(true, Wait::Unless(&|| false))?;
         let payload = self.input[ReplyHeader::SIZE..][..header.length as usize].to_vec();
         Ok(OpReply { ret: header.ret, payload, descriptors, signals: self.signals(&header) })
     }
@@ -352,55 +398,73 @@ impl CallChannel {
         Ok(self.seq)
     }
 
-    /// Reads a reply into `input`: its header, payload and signals.
-    fn receive(
-        &mut self,
-        mut descriptors: Option<&mut Vec<OwnedFd>>,
-        give_up: &dyn Fn() -> bool,
-    ) -> Result<ReplyHeader, ChannelError> {
-        if self.input.len() > KEEP {
+    /// Reads a reply into `input`: its header, payload and signals; the files that came with it.
+    fn receive(&mut self, takes_files: bool, wait: Wait<'_>) -> Result<(ReplyHeader, Vec<OwnedFd>), ChannelError> {
+        let mut reply = std::mem::take(&mut self.coming);
+        let received = self.receive_rest(&mut reply, takes_files, wait);
+        match (received, reply.header) {
+            (Ok(()), Some(header)) => Ok((header, reply.files)),
+            (Ok(()), None) => Err(ChannelError::Malformed),
+            (Err(error), _) => {
+                if matches!(error, ChannelError::GivenUp) {
+                    self.coming = reply;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn receive_rest(&mut self, reply: &mut Coming, takes_files: bool, wait: Wait<'_>) -> Result<(), ChannelError> {
+        if self.input.len() > KEEP && reply.got == 0 {
             self.input.truncate(INPUT);
             self.input.shrink_to_fit();
         }
-        let mut got = 0;
-        let mut wanted = ReplyHeader::SIZE;
-        let mut header = None;
         loop {
-            while got < wanted {
-                let room = &mut self.input[got..];
-                let more = match self.stream.receive(room, descriptors.as_deref_mut()) {
+            let wanted = reply.header.map_or(ReplyHeader::SIZE, |header| length_of(&header));
+            while reply.got < wanted {
+                let room = &mut self.input[reply.got..];
+                let files = takes_files.then_some(&mut reply.files);
+                let more = match wait {
+                    Wait::NotAtAll => self.stream.receive_now(room, files),
+                    Wait::Unless(_) => self.stream.receive(room, files),
+                };
+                let more = match (more, wait) {
+                    (Err(error), Wait::NotAtAll)
+                        if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
+                    {
+                        return Err(ChannelError::GivenUp);
+                    }
                     // What has begun to come comes to its end.
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                        if got == 0 && give_up() {
+                    (Err(error), Wait::Unless(give_up)) if error.kind() == io::ErrorKind::Interrupted => {
+                        if reply.got == 0 && give_up() {
                             return Err(ChannelError::GivenUp);
                         }
                         continue;
                     }
-                    more => more?,
+                    (more, _) => more?,
                 };
                 if more == 0 {
                     return Err(ChannelError::Closed);
                 }
-                got += more;
+                reply.got += more;
             }
-            if let Some(header) = header {
+            if reply.header.is_some() {
                 // Nothing may follow: one request, one reply.
-                let clean = got == wanted && descriptors.is_none_or(|passed| passed.len() <= MAX_DESCRIPTORS);
+                let clean = reply.got == wanted && reply.files.len() <= MAX_DESCRIPTORS;
                 self.traffic.round_trips += 1;
                 self.traffic.near_trips += u64::from(self.was_near);
-                self.traffic.received += got as u64;
-                return if clean { Ok(header) } else { Err(ChannelError::Malformed) };
+                self.traffic.received += reply.got as u64;
+                return if clean { Ok(()) } else { Err(ChannelError::Malformed) };
             }
             let bytes = self.input.first_chunk().ok_or(ChannelError::Malformed)?;
             let read = ReplyHeader::decode(bytes);
             if read.seq != self.seq || read.length as usize > MAX_PAYLOAD || read.signals > MAX_SIGNALS {
                 return Err(ChannelError::Malformed);
             }
-            wanted += read.length as usize + read.signals as usize * SIGINFO_SIZE;
-            if wanted > self.input.len() {
-                self.input.resize(wanted, 0);
+            if length_of(&read) > self.input.len() {
+                self.input.resize(length_of(&read), 0);
             }
-            header = Some(read);
+            reply.header = Some(read);
         }
     }
 

@@ -24,7 +24,7 @@ os.execv(\"/bin/busybox\", [\"busybox\", \"sh\", \"-c\", \"echo descriptor <&7\"
 until [ \"$(cat /proc/$p/comm)\" = sleep ]; do sleep 0.01; done
 ps -o comm= -o args= -o nlwp= -p $p
 [ $(pgrep -P $$ -x sleep) = $p ] && [ $(pgrep -P $$ -f '^a name of its own') = $p ] && pgrep -P $$ -l . | grep -c sleep
-[ $(ps -o ppid= -p $p) = $$ ] && ps -o comm= --ppid $$ > list; sort list
+[ $(ps -o ppid= -p $p) = $$ ] && ps -o comm= --ppid $$ > list; sort -o list list; cat list
 top -b -n 1 -p $p | awk -v p=$p '$1 == p { print $NF }'
 [ $(ps -o vsz= -p $p) = $(awk '/^VmSize/ { print $2 }' /proc/$p/status) ] && echo size
 pkill -P $$ -x sleep; wait $p; echo $?; ps -p $p > /dev/null || echo gone

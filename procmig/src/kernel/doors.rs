@@ -35,11 +35,10 @@ impl Doors {
     fn admit(&self, from: IpAddr) -> Option<Stranger<'_>> {
         let strangers = &mut lock(&self.0).strangers;
         let count = strangers.values().sum::<usize>();
-        let from_there = strangers.entry(from).or_default();
-        if count >= MOST_STRANGERS || *from_there >= MOST_FROM_ONE {
+        if count >= MOST_STRANGERS || strangers.get(&from).is_some_and(|&count| count >= MOST_FROM_ONE) {
             return None;
         }
-        *from_there += 1;
+        *strangers.entry(from).or_default() += 1;
         Some(Stranger(self, from))
     }
 }

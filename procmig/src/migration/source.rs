@@ -166,8 +166,9 @@ pub fn migrate(
         streams: streams::further(order, bytes),
     };
     faults::at(Step::SourceOffer).map_err(FrameError::from)?;
+    let offered = offer.streams;
     let aside = link.offer(offer)?;
-    let streams = Streams::open(kernel, link, aside)?;
+    let streams = Streams::open(kernel, link, offered, aside)?;
     tell(Event::Prepared { bytes });
     let mut record = Record {
         pid: order.pid,
@@ -360,8 +361,8 @@ impl Copy<'_> {
         })?;
         self.missed.extend(share.missed);
         let round = Round { micros: micros(started), ..share.round };
-        // While the process stands still the bandwidth is not limited.
-        let busy = round.micros.saturating_sub(share.idle.as_micros() as u64);
+        // While the process stands still the bandwidth is not limited. Until then streams may have taken turns.
+        let busy = if self.order.bandwidth.is_some() { share.busy.as_micros() as u64 } else { round.micros };
         self.rate = of as f64 / busy.max(1) as f64;
         Ok(round)
     }

@@ -11,6 +11,11 @@ use vmm::frames::FRAMES_PER_BLOCK;
 /// Pages in a row that come over one stream: as many as a large page has.
 const STRIPE: u64 = FRAMES_PER_BLOCK as u64;
 
+/// Whether a page may be of another stream than the one before it.
+pub fn begins(page: u64) -> bool {
+    page.is_multiple_of(STRIPE)
+}
+
 /// How an address space is divided among streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stripes(u32);
@@ -29,9 +34,11 @@ impl Stripes {
         self.0
     }
 
-    /// The stream of a page.
+    /// The stream of a page. What lies apart by a power of two, as stacks of threads and their heaps do, is not all of
+    /// one.
     pub fn of(self, page: u64) -> u32 {
-        (page / STRIPE % u64::from(self.0)) as u32
+        let stripe = page / STRIPE;
+        ((stripe + stripe / 4 + stripe / 32) % u64::from(self.0)) as u32
     }
 
     /// Where the pages end that are in a row with this one and come over the same stream.
@@ -39,7 +46,7 @@ impl Stripes {
         if self.0 == 1 { u64::MAX } else { (page / STRIPE + 1).saturating_mul(STRIPE) }
     }
 
-    /// Whether all these pages come over a stream.
+    /// Whether these pages, which are in one stripe, come over a stream.
     pub fn all_of(self, pages: Range<u64>, stream: u32) -> bool {
         self.of(pages.start) == stream && pages.end <= self.end(pages.start)
     }
@@ -85,6 +92,21 @@ mod tests {
             seen.sort_unstable();
             let all: Vec<u64> = stretches.iter().flat_map(|s| s.page..s.page + u64::from(s.count)).collect();
             assert_eq!(seen, all, "{streams}");
+        }
+    }
+
+    #[test]
+    fn rows_and_what_lies_apart_by_powers_of_two_have_all_streams() {
+        for streams in 2..=4 {
+            let stripes = Stripes::new(streams).unwrap();
+            // In MiB: a row, stacks of threads, heaps of threads.
+            for apart in [2, 8, 64] {
+                let mut of = [0; 4];
+                (0..480).for_each(|k| of[stripes.of(k * apart * 256) as usize] += 1);
+                let fair = 480 / streams;
+                let is_fair = |&count: &u32| count.abs_diff(fair) <= fair / 8;
+                assert!(of[..streams as usize].iter().all(is_fair), "{apart} MiB over {streams}: {of:?}");
+            }
         }
     }
 

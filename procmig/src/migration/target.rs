@@ -147,11 +147,8 @@ fn arrive(
     faults::at(Step::TargetOffer)?;
     let link = offer.link.map(|id| kernel.links.find(&id).ok_or(ReceiveError::NoLink)).transpose()?;
     consider(kernel, offer, link.as_ref())?;
-    let (address, secret) = beside.unzip();
-    let port = address.filter(|_| offer.streams > 0).map(|address| kernel.port_at(address)).transpose()?;
-    let expected = (offer.streams > 0).then(|| Expected::new(kernel, offer.streams, secret)).transpose()?;
-    let aside = |it: &Expected<'_>| Aside { ticket: it.ticket, streams: it.most(), port };
-    stream.send_message(&Reply::Accepted(expected.as_ref().map(aside)), &[])?;
+    let (expected, aside) = expect(kernel, offer.streams, beside).unzip();
+    stream.send_message(&Reply::Accepted(aside), &[])?;
     let mut hold = Hold::new(kernel, link);
     loop {
         match stream.receive_message(MAX_MESSAGE)?.0 {
@@ -181,6 +178,19 @@ fn arrive(
             }
         }
     }
+}
+
+/// Where further streams are taken, if some are offered and can be.
+fn expect(kernel: &Arc<Kernel>, streams: u32, beside: Option<(IpAddr, LinkSecret)>) -> Option<(Expected<'_>, Aside)> {
+    if streams == 0 {
+        return None;
+    }
+    let (address, secret) = beside.unzip();
+    let port = address.map(|address| kernel.port_at(address)).transpose();
+    let opened = port.and_then(|port| Ok((port, Expected::new(kernel, streams, secret)?)));
+    let (port, expected) = opened.inspect_err(|error| tracing::info!(%error, "no further streams")).ok()?;
+    let aside = Aside { ticket: expected.ticket, streams: expected.most(), port };
+    Some((expected, aside))
 }
 
 /// Whether a process can be taken.

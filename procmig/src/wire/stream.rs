@@ -152,6 +152,19 @@ impl Stream {
         }
     }
 
+    /// The same without waiting.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive), and [`io::ErrorKind::WouldBlock`].
+    pub fn receive_now(&mut self, room: &mut [u8], descriptors: Option<&mut Vec<OwnedFd>>) -> io::Result<usize> {
+        match self {
+            Self::Lasting(lasting) => lasting.receive(room, true),
+            // What comes over these is all for who receives it.
+            Self::Local(_) | Self::Sealed(_) if self.has_news() => self.receive(room, descriptors),
+            Self::Local(_) | Self::Sealed(_) => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
     /// Whether something has come, be it the end.
     pub fn has_news(&self) -> bool {
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];

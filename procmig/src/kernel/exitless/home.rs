@@ -22,6 +22,8 @@ use vmm::call_slot::{Answer, PostedCall};
 /// How long a reply is waited for, while other threads' calls are not looked at; then the thread waits itself.
 const PATIENCE: Duration = Duration::from_micros(300);
 
+/// Bytes of a request that the poller sends over a network.
+const MOST: usize = 4 << 10;
 /// The way to another host may take so long if others wait meanwhile: as long as their threads wait before they leave
 /// the guest.
 const SHORT: Duration = Duration::from_micros(50);
@@ -48,12 +50,19 @@ pub fn serve(caller: &mut Caller, call: &PostedCall, alone: bool) -> Option<Answ
     if calls::raises_signals(number) || !is_plain(caller, number, &arguments) {
         return None;
     }
-    if process.is_remote() && !alone && caller.trip > SHORT {
+    let is_far = process.is_remote();
+    let patience = if is_far && !alone { SHORT } else { PATIENCE };
+    if is_far && caller.trip > patience {
         // It is tried again, the later the longer it took.
         caller.trip = caller.trip * 15 / 16;
         return None;
     }
     let channel = &mut *lock(&caller.channel);
+    // Over a network nothing is waited for but a reply.
+    let most = if is_far { MOST } else { usize::MAX };
+    if is_far && !may_send(channel) {
+        return None;
+    }
     let closes = i64::from(number) == libc::SYS_close;
     let unseen = closes && closes_unseen(process, arguments[0] as i32);
     let _changing = closes.then(|| process.descriptors.change(Change::One(arguments[0] as i32)));
@@ -72,13 +81,16 @@ pub fn serve(caller: &mut Caller, call: &PostedCall, alone: bool) -> Option<Answ
     channel.ask_from(caller.thread.call_near());
     let begun = Instant::now();
     let memory = Present(&caller.space);
-    if channel.begin_call_with(number, &arguments, blocked_bits(&caller.thread), flags, &memory).is_err() {
-        // Nothing was sent, or the connection is lost: the thread finds out.
+    if channel.begin_call_within(most, number, &arguments, blocked_bits(&caller.thread), flags, &memory).is_err() {
+        // Nothing was sent, since it is too much or for what it asks, or the connection is lost: the thread finds out.
         caller.thread.end_call();
         return None;
     }
-    let reply =
-        if has_come(channel) && channel.take_reply().is_ok() { channel.finish_plain_call(&memory) } else { None };
+    let reply = if has_come(channel, patience) && channel.take_reply().is_ok() {
+        channel.finish_plain_call(&memory)
+    } else {
+        None
+    };
     caller.trip = begun.elapsed();
     let Some(reply) = reply else { return Some(Answer::Exit { progress: 1 }) };
     caller.thread.end_call();
@@ -89,9 +101,18 @@ pub fn serve(caller: &mut Caller, call: &PostedCall, alone: bool) -> Option<Answ
     Some(Answer::Value(reply.ret))
 }
 
-fn has_come(channel: &CallChannel) -> bool {
-    let mut polled = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-    ppoll(&mut polled, Some(TimeSpec::from_duration(PATIENCE)), None).is_ok_and(|count| count > 0)
+fn has_come(channel: &CallChannel, patience: Duration) -> bool {
+    becomes(channel, PollFlags::POLLIN, patience)
+}
+
+/// Whether a short request can be sent without waiting.
+fn may_send(channel: &CallChannel) -> bool {
+    becomes(channel, PollFlags::POLLOUT, Duration::ZERO)
+}
+
+fn becomes(channel: &CallChannel, what: PollFlags, within: Duration) -> bool {
+    let mut polled = [PollFd::new(channel.as_fd(), what)];
+    ppoll(&mut polled, Some(TimeSpec::from_duration(within)), None).is_ok_and(|count| count > 0)
 }
 
 /// Whether home alone decides about a call: no path of `/proc`, where some files are the node's, and nothing
@@ -118,7 +139,10 @@ fn is_plain(caller: &Caller, number: u32, arguments: &[u64; 6]) -> bool {
         | libc::SYS_sendto
         | libc::SYS_lseek
         | libc::SYS_fstat
-        | libc::SYS_ioctl => return caller.thread.process.descriptors.is_home(arguments[0] as i32),
+        | libc::SYS_ioctl => {
+            let process = &caller.thread.process;
+            return process.is_remote() || process.descriptors.is_home(arguments[0] as i32);
+        }
         libc::SYS_read | libc::SYS_pread64 | libc::SYS_readv | libc::SYS_recvfrom => return false,
         libc::SYS_epoll_wait | libc::SYS_epoll_pwait => return false,
         _ => return true,

@@ -5,8 +5,8 @@ use crate::kernel::Kernel;
 use crate::migration::faults::{self, Action, Step};
 use crate::migration::packing::{CHUNK, Packing};
 use crate::migration::record::Round;
-use crate::migration::skip;
 use crate::migration::wire::{Aside, Content, FromSource, Offer, Owner, Reply, Run, Ticket};
+use crate::migration::{skip, stripes};
 use crate::mm::image::Stretch;
 use crate::wire::control::{MAX_MESSAGE, Migrate, NodeRequest, Way};
 use crate::wire::frame::{self, FrameError};
@@ -81,9 +81,9 @@ impl Link {
         })
     }
 
-    /// Opens a further stream to the same target.
+    /// Opens a further stream to the same target, which says that it takes it.
     pub(super) fn another(&self, aside: &Aside, stream: u32) -> io::Result<Self> {
-        let opened = match &self.beside {
+        let mut opened: Stream = match &self.beside {
             Beside::Socket(path) => {
                 let mut opened = Stream::from(UnixStream::connect(OsStr::from_bytes(path))?);
                 let request = NodeRequest::Join { ticket: aside.ticket, stream };
@@ -103,6 +103,12 @@ impl Link {
                 Sealed::new(socket, sealer, opener).into()
             }
         };
+        opened.set_patience(Some(CONNECT))?;
+        match opened.receive_message(MAX_MESSAGE).map_err(io::Error::other)?.0 {
+            Reply::Accepted(_) => {}
+            Reply::Refused(reason) => return Err(io::Error::other(reason)),
+            Reply::Ready(_) | Reply::Want(_) => return Err(io::ErrorKind::InvalidData.into()),
+        }
         Self::over(opened, self.node.clone(), self.packing.bandwidth(), self.beside.clone())
     }
 
@@ -123,8 +129,8 @@ impl Link {
     pub(super) fn send(&mut self, message: &FromSource, descriptors: &[RawFd]) -> Result<(), FrameError> {
         let mut bytes = frame::encode(message)?;
         let step = match message {
-            FromSource::Pages(_) | FromSource::Packed(_) => Some(self.step),
-            FromSource::Spread(_) | FromSource::Gather => None,
+            FromSource::Pages(runs) | FromSource::Packed(runs) if !runs.is_empty() => Some(self.step),
+            FromSource::Pages(_) | FromSource::Packed(_) | FromSource::Spread(_) | FromSource::Gather => None,
             _ => Some(Step::SourceImage),
         };
         match step.and_then(faults::of_message) {
@@ -138,9 +144,26 @@ impl Link {
         Ok(())
     }
 
+    /// Tells the target something between pages.
+    ///
+    /// # Errors
+    /// Also what the target says before it is asked: that it does not take the process.
+    pub(super) fn tell(&mut self, message: &FromSource) -> Result<(), MigrateError> {
+        let sent = match self.stream.has_news() {
+            true => Err(MigrateError::Nonsense),
+            false => self.send(message, &[]).map_err(MigrateError::from),
+        };
+        self.or_reason(sent)
+    }
+
+    /// Why the target has closed the connection is more than that it has.
+    fn or_reason(&mut self, sent: Result<(), MigrateError>) -> Result<(), MigrateError> {
+        sent.map_err(|error| if self.stream.has_news() { self.reply().err().unwrap_or(error) } else { error })
+    }
+
     /// Tells the target, which waits for pages, that they are to come.
-    pub(super) fn keep_alive(&mut self) -> Result<(), FrameError> {
-        self.send(&FromSource::Pages(Vec::new()), &[])
+    pub(super) fn keep_alive(&mut self) -> Result<(), MigrateError> {
+        self.tell(&FromSource::Pages(Vec::new()))
     }
 
     /// The process runs at the target.
@@ -191,8 +214,7 @@ impl Link {
             true => Err(MigrateError::Nonsense),
             false => self.put_pages(kernel, owner, stretches, round),
         };
-        // Why it has closed the connection is more than that it has.
-        sent.map_err(|error| if self.stream.has_news() { self.reply().err().unwrap_or(error) } else { error })
+        self.or_reason(sent)
     }
 
     fn put_pages(
@@ -226,6 +248,7 @@ impl Link {
                 match runs.last_mut() {
                     Some(run)
                         if run.first + u64::from(run.count) == page
+                            && !stripes::begins(page)
                             && run.large == stretch.large
                             && run.content == content =>
                     {

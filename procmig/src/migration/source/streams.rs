@@ -4,7 +4,7 @@
 use super::MigrateError;
 use super::changes::{batches, bytes_in};
 use super::link::Link;
-use crate::kernel::{Kernel, priority};
+use crate::kernel::{Kernel, lock, priority};
 use crate::migration::faults::{self, Step};
 use crate::migration::record::Round;
 use crate::migration::stripes::Stripes;
@@ -16,9 +16,9 @@ use crate::wire::frame::FrameError;
 use nix::sys::socket::{Shutdown, shutdown};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmm::addr::{Frame, PAGE_SIZE};
@@ -63,6 +63,8 @@ pub(super) struct Work {
     done: AtomicU64,
     /// A stream has failed.
     failed: AtomicBool,
+    /// The first that did.
+    error: Mutex<Option<MigrateError>>,
 }
 
 /// What one stream has sent of it, or all.
@@ -72,8 +74,8 @@ pub(super) struct Share {
     pub(super) round: Round,
     /// Pages that were to be sent and were not, since they are not what they were.
     pub(super) missed: Vec<u64>,
-    /// How long nothing was sent, to stay within the bandwidth.
-    pub(super) idle: Duration,
+    /// How long was sent, without what was waited to stay within the bandwidth; of all streams in turn.
+    pub(super) busy: Duration,
 }
 
 impl Share {
@@ -83,7 +85,7 @@ impl Share {
         self.round.bytes += other.round.bytes;
         self.round.uncompressed += other.round.uncompressed;
         self.missed.extend(other.missed);
-        self.idle = self.idle.max(other.idle);
+        self.busy += other.busy;
     }
 }
 
@@ -99,7 +101,18 @@ impl Work {
             sent: AtomicU64::new(0),
             done: AtomicU64::new(0),
             failed: AtomicBool::new(false),
+            error: Mutex::default(),
         }
+    }
+
+    /// A stream has failed; what that brings about on others is of no interest.
+    fn fail(&self, error: MigrateError) {
+        lock(&self.error).get_or_insert(error);
+        self.failed.store(true, Ordering::SeqCst);
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::SeqCst)
     }
 
     /// The last of a process that stands still.
@@ -123,10 +136,11 @@ impl Work {
     ) -> Result<Share, MigrateError> {
         let mut share = Share::default();
         let (bytes, uncompressed) = (link.bytes, link.uncompressed);
-        let mut told = Instant::now();
+        let (begun, mut idle) = (Instant::now(), Duration::ZERO);
+        let mut told = begun;
         for batch in batches(stretches, self.most()) {
             // What that is, the stream that has failed says.
-            if self.failed.load(Ordering::Relaxed) {
+            if self.has_failed() {
                 break;
             }
             let before = link.bytes;
@@ -148,9 +162,10 @@ impl Work {
                 let due = Duration::from_secs_f64(sent as f64 / bandwidth.max(1) as f64);
                 let wait = due.saturating_sub(self.started.elapsed());
                 std::thread::sleep(wait);
-                share.idle += wait;
+                idle += wait;
             }
         }
+        share.busy = begun.elapsed().saturating_sub(idle);
         (share.round.bytes, share.round.uncompressed) = (link.bytes - bytes, link.uncompressed - uncompressed);
         Ok(share)
     }
@@ -178,30 +193,29 @@ impl Work {
 struct Job {
     work: Arc<Work>,
     stretches: Vec<Stretch>,
+    /// How memory is divided, if the target was not told.
+    spread: Option<Stripes>,
 }
 
 /// A stream beside the first; it ends when this is dropped.
 struct Other {
     jobs: Option<Sender<Job>>,
-    shares: Receiver<Result<Share, MigrateError>>,
+    /// What became of each; nothing of one that has failed.
+    shares: Receiver<Option<Share>>,
     socket: OwnedFd,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Other {
-    fn start(kernel: &Arc<Kernel>, mut link: Link, stripes: Stripes) -> io::Result<Self> {
+    fn start(kernel: &Arc<Kernel>, mut link: Link) -> io::Result<Self> {
         let socket = link.as_fd().try_clone_to_owned()?;
         let ((jobs, to_do), (done, shares)) = (channel::<Job>(), channel());
         let kernel = kernel.clone();
         let work = move || {
             priority::go_first();
-            let mut first = Some(FromSource::Spread(stripes.streams()));
-            for Job { work, stretches } in to_do {
-                let share = serve(&kernel, &mut link, &work, &stretches, first.take());
-                if share.is_err() {
-                    work.failed.store(true, Ordering::Relaxed);
-                }
-                if done.send(share).is_err() {
+            for Job { work, stretches, spread } in to_do {
+                let share = serve(&kernel, &mut link, &work, &stretches, spread);
+                if done.send(share.map_err(|error| work.fail(error)).ok()).is_err() {
                     break;
                 }
             }
@@ -217,26 +231,33 @@ fn serve(
     link: &mut Link,
     work: &Work,
     stretches: &[Stretch],
-    first: Option<FromSource>,
+    spread: Option<Stripes>,
 ) -> Result<Share, MigrateError> {
-    if let Some(first) = first {
-        link.send(&first, &[])?;
+    if let Some(stripes) = spread {
+        link.tell(&FromSource::Spread(stripes.streams()))?;
     }
     if work.is_last {
         link.hurry()?;
     }
     let share = work.send(kernel, link, stretches, &mut |_| {})?;
-    if work.is_last {
-        link.send(&FromSource::Gather, &[])?;
+    if work.is_last && !work.has_failed() {
+        link.tell(&FromSource::Gather)?;
     }
     Ok(share)
+}
+
+impl Other {
+    /// Whatever it is at fails.
+    fn cut(&self) {
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+    }
 }
 
 impl Drop for Other {
     fn drop(&mut self) {
         drop(self.jobs.take());
         // It may be at work for a migration that has failed.
-        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+        self.cut();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -249,32 +270,36 @@ pub(super) struct Streams {
     pub(super) first: Link,
     others: Vec<Other>,
     stripes: Stripes,
+    /// The target knows how many they are.
+    is_told: bool,
     /// Bytes that went over the others, and as many as these would be without compression.
     elsewhere: (u64, u64),
 }
 
 impl Streams {
-    /// With as many further streams as the target says and can be opened.
-    pub(super) fn open(kernel: &Arc<Kernel>, mut first: Link, aside: Option<Aside>) -> Result<Self, MigrateError> {
-        let mut links = Vec::new();
+    /// With as many further streams as were `offered`, the target takes, and can be opened.
+    pub(super) fn open(
+        kernel: &Arc<Kernel>,
+        mut first: Link,
+        offered: u32,
+        aside: Option<Aside>,
+    ) -> Result<Self, MigrateError> {
+        let mut others = Vec::new();
         if let Some(aside) = aside {
-            for stream in 1..=aside.streams.min(MAX_STREAMS - 1) {
-                match faults::at(Step::SourceSpread).and_then(|()| first.another(&aside, stream)) {
-                    Ok(link) => links.push(link),
+            for stream in 1..=aside.streams.min(offered) {
+                let opened = faults::at(Step::SourceSpread).and_then(|()| first.another(&aside, stream));
+                match opened.and_then(|link| Other::start(kernel, link)) {
+                    Ok(other) => others.push(other),
                     Err(error) => {
                         tracing::info!(%error, stream, "memory goes over fewer streams");
                         break;
                     }
                 }
+                first.keep_alive()?;
             }
         }
-        let stripes = Stripes::new(1 + links.len() as u32).ok_or(MigrateError::Nonsense)?;
-        let start = |link| Other::start(kernel, link, stripes);
-        let others = links.into_iter().map(start).collect::<io::Result<Vec<_>>>().map_err(FrameError::from)?;
-        if !others.is_empty() {
-            first.send(&FromSource::Spread(stripes.streams()), &[])?;
-        }
-        Ok(Self { first, others, stripes, elsewhere: (0, 0) })
+        let stripes = Stripes::new(1 + others.len() as u32).ok_or(MigrateError::Nonsense)?;
+        Ok(Self { first, others, stripes, is_told: false, elsewhere: (0, 0) })
     }
 
     /// How many they are.
@@ -307,47 +332,52 @@ impl Streams {
             return work.send(kernel, &mut self.first, stretches, tell);
         }
         let work = Arc::new(work);
+        let spread = (!std::mem::replace(&mut self.is_told, true)).then_some(self.stripes);
         let mut parts = self.stripes.divide(stretches).into_iter();
         let own = parts.next().unwrap_or_default();
         for (other, stretches) in self.others.iter().zip(parts) {
             if let Some(jobs) = &other.jobs {
                 // A thread that is gone is noticed below.
-                let _ = jobs.send(Job { work: work.clone(), stretches });
+                let _ = jobs.send(Job { work: work.clone(), stretches, spread });
             }
         }
-        let mut all = work.send(kernel, &mut self.first, &own, tell);
-        if all.is_ok() && work.is_last {
-            all = self.first.send(&FromSource::Gather, &[]).map_err(MigrateError::from).and(all);
-        }
+        let told = spread.map_or(Ok(()), |stripes| self.first.tell(&FromSource::Spread(stripes.streams())));
+        let own = told.and_then(|()| work.send(kernel, &mut self.first, &own, tell));
+        let mut all = own.map_err(|error| work.fail(error)).unwrap_or_default();
         let mut said = Instant::now();
         for other in &self.others {
-            if all.is_err() {
-                work.failed.store(true, Ordering::Relaxed);
-            }
             let share = loop {
+                if work.has_failed() {
+                    // It may wait for a target that takes nothing.
+                    other.cut();
+                }
                 match other.shares.recv_timeout(TELL) {
                     Ok(share) => break share,
-                    Err(RecvTimeoutError::Disconnected) => break Err(FrameError::Closed.into()),
+                    Err(RecvTimeoutError::Disconnected) => {
+                        work.fail(FrameError::Closed.into());
+                        break None;
+                    }
                     Err(RecvTimeoutError::Timeout) => tell(work.done.load(Ordering::Relaxed)),
                 }
-                if said.elapsed() >= SILENCE && !work.is_last {
+                if said.elapsed() >= SILENCE && !work.has_failed() {
                     said = Instant::now();
-                    if let Err(error) = self.first.keep_alive() {
-                        break Err(error.into());
-                    }
+                    self.first.keep_alive().unwrap_or_else(|error| work.fail(error));
                 }
             };
-            match (&mut all, share) {
-                (Ok(all), Ok(share)) => {
-                    self.elsewhere.0 += share.round.bytes;
-                    self.elsewhere.1 += share.round.uncompressed;
-                    all.add(share);
-                }
-                (all @ Ok(_), Err(error)) => *all = Err(error),
-                (Err(_), _) => {}
+            if let Some(share) = share {
+                self.elsewhere.0 += share.round.bytes;
+                self.elsewhere.1 += share.round.uncompressed;
+                all.add(share);
             }
         }
-        all
+        if let Some(error) = lock(&work.error).take() {
+            return Err(error);
+        }
+        if work.is_last {
+            // The target waits for the others from now on, and for no longer than for one message.
+            self.first.tell(&FromSource::Gather)?;
+        }
+        Ok(all)
     }
 
     /// The first, when the others have brought what they had to.

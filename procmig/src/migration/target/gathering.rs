@@ -119,19 +119,26 @@ impl Gathering {
             // What somebody repeats is not answered: that would be under keys that were used.
             return Err(io::Error::other("no such stream is expected").into());
         }
-        let brought = bring(kernel, stream, number);
+        let mut part = Part::new(kernel, number);
+        let brought = bring(&mut part, stream);
         let mut state = lock(&self.state);
         state.come.insert(number, None);
         let part = match brought {
-            Ok(part) if state.is_over => Some(part),
-            Ok(part) => state.parts.insert(number, part),
-            Err(_) if state.is_over => None,
+            Ok(()) if state.is_over => Some(part),
+            Ok(()) => state.parts.insert(number, part),
+            Err(_) if state.is_over => Some(part),
+            // The source does without it.
+            Err(ReceiveError::Frame(_)) if part.stripes() == Stripes::ONE => Some(part),
             Err(error) => {
                 let reason = crate::chain(&error);
+                tracing::debug!(number, reason, "a stream of a process that arrives");
                 state.failed.get_or_insert(reason.clone());
                 self.changed.notify_all();
                 drop(state);
-                return stream.send_message(&Reply::Refused(reason), &[]);
+                drop(part);
+                // The source may have given the process up, and is not there any more.
+                let _ = stream.send_message(&Reply::Refused(reason), &[]);
+                return Ok(());
             }
         };
         self.changed.notify_all();
@@ -154,11 +161,11 @@ impl Gathering {
 }
 
 /// Takes what a stream brings.
-fn bring(kernel: &Arc<Kernel>, stream: &mut Stream, number: u32) -> Result<Part, ReceiveError> {
+fn bring(part: &mut Part, stream: &mut Stream) -> Result<(), ReceiveError> {
+    faults::at(Step::TargetJoin)?;
+    stream.send_message(&Reply::Accepted(None), &[])?;
     // How long it may be silent is the first's affair: nothing may be there to be sent over this one.
     stream.set_patience(None)?;
-    faults::at(Step::TargetJoin)?;
-    let mut part = Part::new(kernel, number);
     loop {
         match stream.receive_message(MAX_MESSAGE)?.0 {
             FromSource::Spread(streams) => part.spread(streams)?,
@@ -170,7 +177,7 @@ fn bring(kernel: &Arc<Kernel>, stream: &mut Stream, number: u32) -> Result<Part,
                 faults::at(Step::TargetPages)?;
                 part.take(stream, &runs, true)?;
             }
-            FromSource::Gather => return Ok(part),
+            FromSource::Gather => return Ok(()),
             _ => return Err(ReceiveError::Wrong("something else than pages on a further stream")),
         }
     }
