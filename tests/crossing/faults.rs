@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use Then::{Dies, Goes, GoesWithoutSource, Stays, StaysWithoutTarget};
 
-const FAULTS: [(&str, Then); 60] = [
+const FAULTS: [(&str, Then); 58] = [
     ("DeputyFind=cut", Stays),
     ("DeputyFind=delay", Goes),
     ("SourceOffer=cut", Stays),
@@ -41,7 +41,6 @@ const FAULTS: [(&str, Then); 60] = [
     ("SourceMoved=delay", Goes),
     ("TargetOffer=cut", Stays),
     ("TargetOffer=delay", Goes),
-    ("TargetOffer=stop", Stays),
     ("TargetOffer=kill", StaysWithoutTarget),
     ("TargetJoin=cut", Goes),
     ("TargetJoin=delay", Goes),
@@ -49,7 +48,6 @@ const FAULTS: [(&str, Then); 60] = [
     ("TargetJoin=stop", Goes),
     ("TargetPages=cut", Stays),
     ("TargetPages=delay", Goes),
-    ("TargetPages=stop", Stays),
     ("TargetPages=kill", StaysWithoutTarget),
     ("TargetImage=cut", Stays),
     ("TargetImage=delay", Goes),
