@@ -194,13 +194,13 @@ mod tests {
 
     #[test]
     fn garbage_is_refused() {
-        for body in [&b""[..], &[2], &[2, 200], &[2, 0, 0], &[255; 64]] {
+        for body in [&b""[..], &[3], &[3, 200], &[3, 0, 0], &[255; 64]] {
             assert!(decode::<HostRequest>(body).is_err(), "{body:?}");
         }
     }
 
     #[test]
     fn the_bytes_of_a_status_request_do_not_change() {
-        assert_eq!(encode(&HostRequest::Status).unwrap(), [2, 0, 0, 0, 2, 0]);
+        assert_eq!(encode(&HostRequest::Status).unwrap(), [2, 0, 0, 0, 3, 0]);
     }
 }

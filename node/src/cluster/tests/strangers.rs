@@ -213,9 +213,9 @@ fn what_a_member_sends_is_bounded_and_checked() {
             }
         };
         assert!(refusal(u32::MAX.to_le_bytes().to_vec()).await.contains("4294967295 bytes"));
-        assert!(refusal(vec![3, 0, 0, 0, 1, 250, 250]).await.contains("cannot be read"));
+        assert!(refusal(vec![3, 0, 0, 0, 2, 250, 250]).await.contains("cannot be read"));
         assert!(refusal(vec![2, 0, 0, 0, 77, 0]).await.contains("version 77"));
-        assert!(refusal(vec![3, 0, 0, 0, 1, 0, 9]).await.contains("after its end"));
+        assert!(refusal(vec![3, 0, 0, 0, 2, 0, 9]).await.contains("after its end"));
         assert!(refusal(vec![0, 0, 0, 0]).await.contains("without a version"));
         // A roster that a member has made itself, and an old one.
         let (mut link, _, _) = connect(&beta.current(), &member(&alpha), Purpose::Control).await.unwrap();

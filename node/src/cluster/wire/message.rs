@@ -209,17 +209,17 @@ mod tests {
     fn the_bytes_of_a_hello_do_not_change() {
         let hello = Hello { purpose: Purpose::Control, skein: "1.0".to_owned(), serial: 7, lacks: Vec::new() };
         let frame = encode(&hello).unwrap();
-        assert_eq!(frame, [8, 0, 0, 0, 1, 0, 3, b'1', b'.', b'0', 7, 0]);
+        assert_eq!(frame, [8, 0, 0, 0, 2, 0, 3, b'1', b'.', b'0', 7, 0]);
         assert_eq!(decode::<Hello>(&frame[4..]), Ok(hello));
-        assert_eq!(encode(&Request::Ping).unwrap(), [2, 0, 0, 0, 1, 0]);
+        assert_eq!(encode(&Request::Ping).unwrap(), [2, 0, 0, 0, 2, 0]);
     }
 
     #[test]
     fn garbage_is_refused() {
-        for body in [&b""[..], &[1], &[1, 200], &[1, 0, 0], &[2, 0], &[255; 64]] {
+        for body in [&b""[..], &[2], &[2, 200], &[2, 0, 0], &[1, 0], &[255; 64]] {
             assert!(decode::<Request>(body).is_err(), "{body:?}");
         }
         // A roster of 4 GiB is claimed.
-        assert!(decode::<Request>(&[1, 2, 255, 255, 255, 255, 15, 0]).is_err());
+        assert!(decode::<Request>(&[2, 2, 255, 255, 255, 255, 15, 0]).is_err());
     }
 }
