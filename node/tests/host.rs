@@ -144,7 +144,7 @@ fn a_state_directory_that_others_may_enter_is_refused() {
 }
 
 /// The version of the protocol that `skeind` speaks, as its one byte.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 #[test]
 fn garbage_on_the_control_socket_is_refused_and_logged() {
