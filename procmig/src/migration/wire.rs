@@ -9,9 +9,10 @@
 //! Memory may come over further streams, if the target says where it takes them ([`Aside`]): connections that begin with
 //! [`NodeRequest::Join`](crate::wire::control::NodeRequest::Join) on the same host, and as those of a
 //! [link](crate::wire::link) from another, of which the source is the side of home and [`Aside::ticket`] the identifier;
-//! their secret is of the connection on which the offer was made. The first message on each stream is
-//! [`FromSource::Spread`] then, the last one on the others [`FromSource::Gather`]. On the first that follows the last of
-//! the pages of the address space.
+//! their secret is of the connection on which the offer was made. The target answers each with [`Reply::Accepted`], of
+//! nothing; the source does without those that it does not answer. Before any pages each stream says
+//! [`FromSource::Spread`], and behind the last of the address space [`FromSource::Gather`]: the first when all others
+//! have. [`FromSource::Pages`] of nothing are a sign of life.
 //!
 //! If the source keeps some pages for later (post-copy), they are named in [`FromSource::Owed`] right before the image.
 //! When the process is the target's the source says [`FromSource::Moved`], and answers each [`Reply::Want`] with one
@@ -75,7 +76,7 @@ pub struct Aside {
 /// The target's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// To the offer: go on.
+    /// To the offer: go on. To a further stream: it is taken.
     Accepted(Option<Aside>),
     /// To the image: the process waits for its deputy, who names it so.
     Ready(Ticket),
