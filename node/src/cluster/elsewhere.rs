@@ -2,7 +2,7 @@
 
 use super::store::Store;
 use super::wire::id::KeyId;
-use crate::hostd::registry::chain;
+use procmig::chain;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -67,7 +67,7 @@ impl Service {
         }
         let membership = self.membership().map_err(|error| match error {
             ServiceError::NoMember => format!("there is no node {shown} here, and {error}"),
-            error => crate::hostd::registry::chain(&error),
+            error => procmig::chain(&error),
         })?;
         let roster = membership.roster();
         match roster.find(host) {
@@ -113,7 +113,7 @@ impl Service {
     /// # Errors
     /// A sentence that says what to do.
     pub async fn open_link(self: &Arc<Self>, member: &Member, node: Option<NodeName>) -> Result<Away, String> {
-        let membership = self.membership().map_err(|error| crate::hostd::registry::chain(&error))?;
+        let membership = self.membership().map_err(|error| procmig::chain(&error))?;
         let host = member.name.clone();
         let opened = contact::connect(&membership, member, Purpose::Guest(node)).await;
         let handed = opened.and_then(|(link, _, _)| link.hand_over()).map_err(|why| format!("{host}: {why}"))?;

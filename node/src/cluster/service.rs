@@ -146,7 +146,7 @@ impl Service {
     pub fn start(store: Store, nodes: Arc<dyn Nodes>) -> Arc<Self> {
         let service = Arc::new(Self::new(store, Clock::of_the_machine(), nodes));
         if let Err(error) = service.resume() {
-            tracing::error!(error = crate::hostd::registry::chain(&error), "this host cannot be a member");
+            tracing::error!(error = procmig::chain(&error), "this host cannot be a member");
         }
         service
     }
@@ -192,7 +192,7 @@ impl Service {
             ClusterRequest::SetCpuLevel(level) => self.set_cpu_level(level).await,
             ClusterRequest::Measure { host, bytes } => self.measure(&host, bytes).await,
         };
-        result.map_err(|error| crate::hostd::registry::chain(&error))
+        result.map_err(|error| procmig::chain(&error))
     }
 
     pub fn membership(&self) -> Result<Arc<Membership>, ServiceError> {

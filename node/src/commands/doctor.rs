@@ -108,7 +108,7 @@ fn state_directory(dir: &DirArg) -> Vec<Row> {
     vec![match StateDir::find(dir.dir.as_deref()) {
         Ok(Some(state)) => Row::ok(name, state.path().display().to_string()),
         Ok(None) => Row::ok(name, format!("{} (made when it is needed)", place.display())),
-        Err(error) => Row::fail(name, crate::hostd::registry::chain(&error), "use it as the message says"),
+        Err(error) => Row::fail(name, procmig::chain(&error), "use it as the message says"),
     }]
 }
 

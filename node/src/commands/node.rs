@@ -125,7 +125,7 @@ fn list(dir: &DirArg, json: bool) -> anyhow::Result<()> {
                     row
                 }
                 Err(error) => {
-                    let error = crate::hostd::registry::chain(error);
+                    let error = procmig::chain(error);
                     serde_json::json!({ "name": name, "vmm_pid": pid, "state": "silent", "error": error })
                 }
             })

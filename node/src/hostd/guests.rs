@@ -2,7 +2,7 @@
 
 use super::Host;
 use super::protocol::{HostReply, Place};
-use super::registry::{Registry, chain};
+use super::registry::Registry;
 use crate::cluster::guests::Nodes;
 use crate::cluster::placing::{self, Away, Chosen};
 use crate::cluster::wire::id::KeyId;
@@ -10,6 +10,7 @@ use crate::cluster::wire::label::Label;
 use crate::cluster::wire::message::Load;
 use crate::name::NodeName;
 use crate::nodelink;
+use procmig::chain;
 use procmig::wire::control::ProcessStatus;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;

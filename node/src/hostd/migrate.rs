@@ -2,7 +2,6 @@
 
 use super::Host;
 use super::protocol::Migrate;
-use super::registry::chain;
 use crate::cluster::contact;
 use crate::cluster::membership::Membership;
 use crate::cluster::migrating::{self, News, Source};
@@ -13,6 +12,7 @@ use crate::cluster::wire::message::Migrate as Order;
 use crate::cluster::wire::roster::Member;
 use crate::name::NodeName;
 use crate::nodelink;
+use procmig::chain;
 use procmig::migration::record::Record;
 use procmig::wire::control::{ProcessStatus, settle};
 use std::sync::Arc;

@@ -12,6 +12,7 @@ use crate::nodelink;
 use crate::statedir::StateDir;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use procmig::chain;
 use std::collections::BTreeMap;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -290,15 +291,4 @@ pub fn open_pidfd(pid: i32) -> Option<OwnedFd> {
     }
     // SAFETY: the kernel has just made it, for us alone.
     Some(unsafe { OwnedFd::from_raw_fd(fd as i32) })
-}
-
-/// An error and its causes in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
 }

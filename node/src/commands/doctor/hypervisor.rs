@@ -37,9 +37,7 @@ fn missing(error: &HypervisorError) -> Row {
         HypervisorError::Lacks(capability) => {
             Row::fail(name, format!("lacks {capability}"), "use a newer Linux (4.17 has all that nodes need)")
         }
-        HypervisorError::Failed { .. } => {
-            Row::fail(name, crate::hostd::registry::chain(error), "see: dmesg | grep -i kvm")
-        }
+        HypervisorError::Failed { .. } => Row::fail(name, procmig::chain(error), "see: dmesg | grep -i kvm"),
     }
 }
 
