@@ -49,6 +49,9 @@ pub enum ReceiveError {
     /// A call failed.
     #[error("the node cannot take another process: {}", .0.desc())]
     Refused(Errno),
+    /// It has one of this name: it runs here, or has come here in an attempt that is not over yet.
+    #[error("process {0} of this home is there, or what has come of it in an earlier attempt that is not over yet")]
+    There(i32),
     /// This processor lacks something.
     #[error("the program may use {0}, which this node's processor does not have")]
     Lacks(String),
@@ -200,7 +203,7 @@ fn consider(kernel: &Kernel, offer: &Offer, link: Option<&Arc<Link>>) -> Result<
     }
     let home = link.map_or(0, |link| link.home.number);
     if kernel.process_of(home, offer.pid).is_some() {
-        return Err(ReceiveError::Refused(Errno::EEXIST));
+        return Err(ReceiveError::There(offer.pid));
     }
     let missing = offer.fpu.1 & !kernel.fpu.features();
     if missing != 0 {

@@ -63,7 +63,10 @@ impl Hold {
             }
         }
         await_clocks(&process, &image.clocks)?;
-        kernel.enter(&process).map_err(ReceiveError::Refused)?;
+        kernel.enter(&process).map_err(|error| match error {
+            Errno::EEXIST => ReceiveError::There(image.pid),
+            error => ReceiveError::Refused(error),
+        })?;
         Arrival::new(process, space, image.leader_seq, image.threads)
     }
 
