@@ -18,6 +18,7 @@ pub mod pages;
 pub mod pty;
 pub mod run;
 pub mod tree;
+pub mod turns;
 
 pub use case::{Case, bash, busybox, dash, exec, perl, python};
 pub use compare::check;

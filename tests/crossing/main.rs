@@ -9,6 +9,7 @@ mod lost;
 mod wandering;
 
 use skein_tests::home::{Host, can_host};
+use skein_tests::turns::Turn;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -26,6 +27,7 @@ const LATE: u32 = 10;
 struct Cluster {
     hosts: Vec<Host>,
     place: TempDir,
+    _turn: Turn,
 }
 
 impl Cluster {
@@ -39,7 +41,9 @@ impl Cluster {
         if !can_host() {
             return None;
         }
-        let mut cluster = Self { hosts: Vec::new(), place: tempfile::tempdir().expect("a temporary directory") };
+        let turn = Turn::wait();
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let mut cluster = Self { hosts: Vec::new(), place, _turn: turn };
         for name in &HOSTS[..hosts] {
             let mut host = Host::prepare().unwrap_or_else(|why| panic!("{why}"));
             for &(name, value) in environment {

@@ -11,6 +11,7 @@ mod wandering;
 
 use skein_tests::home::{Host, can_host};
 use skein_tests::mover;
+use skein_tests::turns::Turn;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -21,6 +22,7 @@ use tempfile::TempDir;
 struct Pair {
     host: Host,
     place: TempDir,
+    _turn: Turn,
 }
 
 impl Pair {
@@ -34,6 +36,7 @@ impl Pair {
         if !can_host() {
             return None;
         }
+        let turn = Turn::wait();
         let mut host = Host::prepare().unwrap_or_else(|why| panic!("{why}"));
         for &(name, value) in environment {
             host.set(name, value);
@@ -44,7 +47,7 @@ impl Pair {
             host.skein(arguments).unwrap_or_else(|why| panic!("{why}"));
         }
         let place = tempfile::tempdir().expect("a temporary directory");
-        Some(Self { host, place })
+        Some(Self { host, place, _turn: turn })
     }
 
     fn socket(&self, node: &str) -> PathBuf {
