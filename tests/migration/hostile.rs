@@ -108,6 +108,8 @@ fn say_beside(
                 let other = connect(socket);
                 let ticket = aside.expect("just seen").ticket;
                 frame::send(&other, &NodeRequest::Join { ticket, stream }, &[]).expect("it listens");
+                // It is taken or not before the next one comes, which may have its number.
+                let _ = frame::receive::<Reply>(&other, MAX_MESSAGE);
                 other
             };
             beside.iter().map(join).collect()
