@@ -3,6 +3,9 @@
 use crate::{Pair, until, words};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use skein_tests::guest::{Linking, compile};
+use skein_tests::mover::PostCopy;
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -176,4 +179,27 @@ fn a_process_is_listed_once_while_it_migrates() {
     seen.dedup();
     assert_eq!(seen, [["a"], ["b"]]);
     end(child);
+}
+
+/// What was rewritten of its code is undone wherever that cannot be run any more.
+#[test]
+fn a_program_may_have_taken_rights_from_its_code_before_it_goes() {
+    let Some(pair) = Pair::start() else { return };
+    let program = compile("identity", Linking::Dynamic).into_os_string();
+    for (rights, post_copy) in
+        [("readable", PostCopy::Auto), ("readable", PostCopy::Always), ("closed", PostCopy::Auto)]
+    {
+        let mut child = pair.start_at_a(&[program.clone(), rights.into()]);
+        let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut line = String::new();
+        output.read_line(&mut line).expect("a line");
+        assert_eq!(line, "ready\n", "the C library's code leaves no page to try it with");
+        let pid = child.id() as i32;
+        for _ in 0..2 {
+            pair.migrate_with(pid, post_copy, 1).expect("it goes");
+        }
+        drop(child.stdin.take());
+        let ended = child.wait_with_output().expect("it ends");
+        assert!(ended.status.success(), "{rights}: {ended:?}");
+    }
 }

@@ -12,12 +12,12 @@ use super::space::{AddressSpace, ChangeError, Inner, entry};
 use crate::elf::program::{self, Segment};
 use crate::migration::image::SiteImage;
 use nix::errno::Errno;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use vmm::addr::{Frame, PAGE_SIZE};
 use vmm::frames::AtLimit;
 use vmm::machine::Machine;
-use vmm::paging::{self, PRESENT};
+use vmm::paging::{self, OWED, PRESENT};
 use vmm::regs::Regs;
 use vmm::shim_layout::USER_END;
 use vmm::site_code::{self, Caller, Identity, SITE_SIZE};
@@ -141,12 +141,18 @@ impl AddressSpace {
         }
     }
 
-    /// The frame of the page of code at `at`, if that is none of the file's and holds these bytes there.
+    /// The pages that hold what was rewritten, or stubs.
+    pub fn rewritten_pages(&self) -> BTreeSet<u64> {
+        self.lock().rewrites.pages.keys().copied().collect()
+    }
+
+    /// The frame of the page of code at `at`, if that is none of the file's and holds these bytes there. It may have lost
+    /// its rights: what is rewritten must be undone then.
     fn private_code(&self, inner: &Inner, at: u64, bytes: &[u8]) -> Option<Frame> {
-        let region = inner.regions.at(at).filter(|region| is_code_of_any(region))?;
+        let region = inner.regions.at(at).filter(|region| is_of_file(region))?;
         let Backing::Object { object, .. } = &region.backing else { return None };
         let page = at & !(PAGE_SIZE - 1);
-        let leaf = inner.tables.lookup(page).filter(|leaf| leaf.entry & PRESENT != 0 && !leaf.large)?;
+        let leaf = inner.tables.lookup(page).filter(|leaf| leaf.entry & OWED == 0 && !leaf.large)?;
         let frame = leaf.frame(page);
         let offset = (at - page) as usize;
         let is_private = object.frame(region.object_page(page)) != Some(frame);
@@ -368,19 +374,16 @@ impl AddressSpace {
 
 /// Whether an area is code from a file that nobody writes.
 fn is_code(region: &Region) -> bool {
-    let is_file = matches!(&region.backing, Backing::Object { object, .. } if object.read_file().is_some());
-    is_file && is_read_only(region)
-}
-
-/// The same where the file may be lent by another host.
-fn is_code_of_any(region: &Region) -> bool {
-    let is_lent = matches!(&region.backing, Backing::Object { object, .. } if object.lent().is_some());
-    is_code(region) || is_lent && is_read_only(region)
-}
-
-fn is_read_only(region: &Region) -> bool {
-    !region.is_shared()
-        && !region.flags.contains(RegionFlags::SPECIAL)
+    is_of_file(region)
+        && matches!(&region.backing, Backing::Object { object, .. } if object.read_file().is_some())
         && region.protection.contains(Protection::READ | Protection::EXECUTE)
+}
+
+/// Whether an area has private pages of a file, also of one that is lent by another host, which nobody writes.
+fn is_of_file(region: &Region) -> bool {
+    let is_file = |object: &PageObject| object.read_file().is_some() || object.lent().is_some();
+    matches!(&region.backing, Backing::Object { object, .. } if is_file(object))
+        && !region.is_shared()
+        && !region.flags.contains(RegionFlags::SPECIAL)
         && !region.protection.contains(Protection::WRITE)
 }

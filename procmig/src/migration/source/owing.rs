@@ -43,14 +43,18 @@ fn stretch(span: &Span<Place>) -> Stretch {
 }
 
 /// Takes out of `stretches` what can be sent later: all memory but that of code, which the target wants to look at
-/// before it runs.
+/// before it runs, also where it has lost its rights.
 pub(super) fn split(stretches: Vec<Stretch>, space: &AddressSpace) -> (Vec<Stretch>, Vec<Stretch>) {
     let mut regions = Regions::default();
     space.regions().into_iter().for_each(|region| regions.insert(region));
+    let rewritten = space.rewritten_pages();
     stretches.into_iter().partition(|stretch| {
         let at = stretch.page * PAGE_SIZE;
+        let end = at + u64::from(stretch.count) * PAGE_SIZE;
         let is_code = |region: &crate::mm::Region| region.protection.contains(Protection::EXECUTE);
-        stretch.frame.is_none() || regions.overlapping(at, at + u64::from(stretch.count) * PAGE_SIZE).any(is_code)
+        stretch.frame.is_none()
+            || regions.overlapping(at, end).any(is_code)
+            || rewritten.range(at..end).next().is_some()
     })
 }
 
