@@ -1,8 +1,8 @@
 //! A source, and a deputy, that say what they should not: the node refuses it, or takes it and gives it up, and has
 //! afterwards what it had before.
 
-use crate::Pair;
 use crate::sample::{CODE, PAGES, image};
+use crate::{Pair, words};
 use procmig::migration::cpu::CpuFeatures;
 use procmig::migration::wire::{Content, FromSource, Offer, Owner, Reply, Run, Ticket};
 use procmig::wire::control::{Adopt, MAX_MESSAGE, NodeReply, NodeRequest, ToNode, VERSION};
@@ -233,6 +233,21 @@ fn a_processor_that_has_less_is_refused_and_what_it_lacks_is_named() {
         panic!("it is taken");
     };
     assert!(reason.contains(&lacking.join(", ")), "{reason}");
+}
+
+#[test]
+fn a_process_that_is_there_is_not_taken_again() {
+    let Some(pair) = Pair::start() else { return };
+    let mut child = pair.start_at_a(&words(&["/bin/cat"]));
+    let pid = child.id() as i32;
+    let stream = connect(&pair.socket("a"));
+    frame::send(&stream, &NodeRequest::Receive(offer(pid)), &[]).expect("it listens");
+    let Reply::Refused(reason) = frame::receive(&stream, MAX_MESSAGE).expect("an answer").0 else {
+        panic!("it is taken");
+    };
+    assert!(reason.starts_with(&format!("process {pid} of this home is there")), "{reason}");
+    drop(child.stdin.take());
+    assert!(child.wait().expect("it ends").success());
 }
 
 #[test]
