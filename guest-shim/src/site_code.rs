@@ -4,7 +4,10 @@
 //! Compilers and C libraries write `mov $NUMBER,%eax; syscall`, and in the function for all calls
 //! `mov 8(%rsp),%r9; syscall`. At such a *site* the first instruction becomes a
 //! jump to a *stub*, which reads the answer from the process's identity page and jumps behind the `syscall`.
-//! The `syscall` stays where it is: for whoever jumps there, and for the stub itself where the page holds 0.
+//! The `syscall` stays where it is: for whoever jumps there, and for the stub itself where the page has no answer.
+//!
+//! Of several threads each is found by its base of FS: the page has room for [`THREADS`] of them, each where its
+//! base says ([`place`]).
 
 use crate::layout::IDENTITY;
 use crate::slot_code::{GETPID, GETTID};
@@ -14,12 +17,48 @@ pub const SITE_SIZE: u64 = MOVE_SIZE + 2;
 
 /// Bytes of the first of them, and of the jump that takes its place.
 const MOVE_SIZE: u64 = 5;
-/// Bytes of the code that answers one call.
-const ANSWER_SIZE: usize = 54;
+/// Bytes of the code that answers `getpid`.
+const PROCESS_SIZE: usize = 54;
+/// Bytes of the code that answers `gettid`.
+const THREAD_SIZE: usize = 125;
 /// Bytes of the code that finds out which call it is.
 const CHOICE_SIZE: usize = 25;
 /// `mov 8(%rsp),%r9`: the last argument.
 const LOAD_LAST: [u8; MOVE_SIZE as usize] = [0x4c, 0x8b, 0x4c, 0x24, 8];
+
+/// Places for threads in the identity page.
+pub const THREADS: u64 = 256;
+
+/// Where in the identity page the IDs of threads are, a doubleword for each place.
+const TIDS: u64 = 1024;
+/// Where the bases of FS are to which they belong, a quadword for each: what added to the base is 0.
+const BASES: u64 = 2048;
+/// In the place of a base: nobody's.
+const NO_BASE: u64 = 1;
+
+/// The place of a thread that has this base of FS. Threads of the C library have theirs where their stacks end, which
+/// are some MiB apart, and aligned to 2 MiB or not: neighbours differ in one byte or the other.
+pub const fn place(base: u64) -> u64 {
+    ((base >> 13) + (base >> 21)) % THREADS
+}
+
+/// Where in the identity page the ID at a place is, a doubleword.
+pub const fn tid_offset(place: u64) -> u64 {
+    TIDS + place % THREADS * 4
+}
+
+/// Where in the identity page it is said to whom it belongs, a quadword.
+pub const fn base_offset(place: u64) -> u64 {
+    BASES + place % THREADS * 8
+}
+
+/// What is there: this base, or nobody's.
+pub const fn base_entry(base: Option<u64>) -> u64 {
+    match base {
+        Some(base) => base.wrapping_neg(),
+        None => NO_BASE,
+    }
+}
 
 /// A call that the identity page answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +86,7 @@ impl Identity {
         }
     }
 
-    /// Where in the identity page its answer is, a doubleword; 0 for unknown.
+    /// Where in the identity page its answer is, if it is the same for all, a doubleword; 0 if not.
     pub const fn offset(self) -> u64 {
         match self {
             Self::Process => 0,
@@ -87,12 +126,9 @@ impl Caller {
 
     /// The call of which the number was in RAX at the site, and is not any more at `offset` in its stub.
     pub fn lost_number(self, offset: u64) -> Option<u64> {
-        let answer = (offset as usize).checked_sub(CHOICE_SIZE)? / ANSWER_SIZE;
-        match (self, answer) {
-            (Self::Any, 0) => Some(GETPID.into()),
-            (Self::Any, 1) => Some(GETTID.into()),
-            _ => None,
-        }
+        let within = (offset as usize).checked_sub(CHOICE_SIZE)?;
+        let answers = if within < PROCESS_SIZE { Identity::Process } else { Identity::Thread };
+        (self == Self::Any).then(|| answers.number().into())
     }
 }
 
@@ -115,7 +151,7 @@ pub fn stub(caller: Caller, site: u64, stub: u64) -> Option<Vec<u8>> {
             code.extend([0x48, 0x8d, 0x48, (GETPID as u8).wrapping_neg(), 0xe3, CHOICE_SIZE as u8 - 11]);
             code.extend([0x48, 0x8d, 0x88]);
             code.extend(GETTID.wrapping_neg().to_le_bytes());
-            code.extend([0xe3, (CHOICE_SIZE + ANSWER_SIZE) as u8 - 20]);
+            code.extend([0xe3, (CHOICE_SIZE + PROCESS_SIZE) as u8 - 20]);
             code.extend(with_distance(0xe9, distance(stub + CHOICE_SIZE as u64, site + MOVE_SIZE)?));
             debug_assert!(code.len() == CHOICE_SIZE);
             for which in answers {
@@ -127,27 +163,82 @@ pub fn stub(caller: Caller, site: u64, stub: u64) -> Option<Vec<u8>> {
     Some(code)
 }
 
-/// The code at `start` that answers a call of a site.
+/// What makes of the flags what the system call leaves in R11: in ECX, by way of EAX.
+#[rustfmt::skip]
+const FLAGS: [u8; 16] = [
+    0x0f, 0x90, 0xc0, //                         0: seto %al
+    0x9f, //                                     3: lahf
+    0x0f, 0xb6, 0xcc, //                         4: movzbl %ah,%ecx
+    0x8d, 0x04, 0xc5, 2, 0, 0, 0, //             7: lea 2(,%rax,8),%eax: overflow, interrupts enabled
+    0x88, 0xc5, //                              14: mov %al,%ch
+];
+
+/// The code at `start` that answers a call of a site. Nothing in it changes a flag.
 fn answer(which: Identity, site: u64, start: u64) -> Option<Vec<u8>> {
-    let behind = site + SITE_SIZE;
-    let mut code = Vec::with_capacity(ANSWER_SIZE);
-    // None of these changes a flag.
-    code.extend([0x0f, 0x90, 0xc0]); //                 0: seto %al
-    code.extend([0x9f]); //                             3: lahf
-    code.extend([0x0f, 0xb6, 0xcc]); //                 4: movzbl %ah,%ecx
-    code.extend([0x8d, 0x04, 0xc5, 2, 0, 0, 0]); //     7: lea 2(,%rax,8),%eax: overflow, interrupts enabled
-    code.extend([0x88, 0xc5]); //                      14: mov %al,%ch
+    match which {
+        Identity::Process => answer_process(site, start),
+        Identity::Thread => answer_thread(site, start),
+    }
+}
+
+fn answer_process(site: u64, start: u64) -> Option<Vec<u8>> {
+    let mut code = Vec::with_capacity(PROCESS_SIZE);
+    code.extend(FLAGS);
     code.extend([0x41, 0x89, 0xcb]); //                16: mov %ecx,%r11d
-    code.extend([0xa1]); //                            19: movabs ANSWER,%eax
-    code.extend((IDENTITY + which.offset()).to_le_bytes());
+    code.extend([0xa1]); //                            19: movabs PROCESS,%eax
+    code.extend((IDENTITY + Identity::Process.offset()).to_le_bytes());
     code.extend([0x89, 0xc1, 0xe3, 12]); //            28: mov %eax,%ecx; jrcxz 44
-    code.extend([0x48, 0x8d, 0x0d]); //                32: lea BEHIND(%rip),%rcx
-    code.extend(distance(start + 39, behind)?);
-    code.extend(with_distance(0xe9, distance(start + 44, behind)?)); // 39: jmp BEHIND
-    code.extend(which.load_number()); //               44: mov $NUMBER,%eax; jmp SYSCALL
-    code.extend(with_distance(0xe9, distance(start + ANSWER_SIZE as u64, site + MOVE_SIZE)?));
-    debug_assert!(code.len() == ANSWER_SIZE);
+    code.extend(go_behind(site, start + 32)?); //      32
+    code.extend(make_call(Identity::Process, site, start + 44)?); // 44
+    debug_assert!(code.len() == PROCESS_SIZE);
     Some(code)
+}
+
+fn answer_thread(site: u64, start: u64) -> Option<Vec<u8>> {
+    let mut code = Vec::with_capacity(THREAD_SIZE);
+    code.extend([0xa1]); //                             0: movabs THREAD,%eax
+    code.extend((IDENTITY + Identity::Thread.offset()).to_le_bytes());
+    code.extend([0x89, 0xc1, 0xe3, 37]); //             9: mov %eax,%ecx; jrcxz 50
+    code.extend([0x41, 0x89, 0xc3]); //                13: mov %eax,%r11d
+    code.extend(FLAGS); //                             16
+    code.extend([0x44, 0x89, 0xd8]); //                32: mov %r11d,%eax
+    code.extend([0x41, 0x89, 0xcb]); //                35: mov %ecx,%r11d
+    code.extend(go_behind(site, start + 38)?); //      38
+    // The place: of base << 3 the sum of the third and the fourth byte.
+    code.extend([0xf3, 0x49, 0x0f, 0xae, 0xc3]); //    50: rdfsbase %r11
+    code.extend([0x42, 0x8d, 0x0c, 0xdd, 0, 0, 0, 0]); // 55: lea 0(,%r11,8),%ecx
+    code.extend([0x0f, 0xc9]); //                      63: bswap %ecx
+    code.extend([0x0f, 0xb6, 0xc1]); //                65: movzbl %cl,%eax
+    code.extend([0x0f, 0xb6, 0xcd]); //                68: movzbl %ch,%ecx
+    code.extend([0x8d, 0x0c, 0x08]); //                71: lea (%rax,%rcx),%ecx
+    code.extend([0x0f, 0xb6, 0xc9]); //                74: movzbl %cl,%ecx
+    code.extend([0x48, 0xb8]); //                      77: movabs $BASES,%rax
+    code.extend((IDENTITY + BASES).to_le_bytes());
+    code.extend([0x48, 0x8b, 0x04, 0xc8]); //          87: mov (%rax,%rcx,8),%rax
+    code.extend([0x4a, 0x8d, 0x04, 0x18]); //          91: lea (%rax,%r11),%rax
+    code.extend([0x48, 0x91, 0xe3, 10]); //            95: xchg %rax,%rcx; jrcxz 109
+    code.extend(make_call(Identity::Thread, site, start + 99)?); // 99
+    code.extend([0x48, 0xb9]); //                     109: movabs $TIDS,%rcx
+    code.extend((IDENTITY + TIDS).to_le_bytes());
+    code.extend([0x44, 0x8b, 0x1c, 0x81]); //         119: mov (%rcx,%rax,4),%r11d
+    code.extend([0xeb, 16u8.wrapping_sub(125)]); //   123: jmp 16
+    debug_assert!(code.len() == THREAD_SIZE);
+    Some(code)
+}
+
+/// `lea BEHIND(%rip),%rcx; jmp BEHIND`, at `start`: the call of the site is done.
+fn go_behind(site: u64, start: u64) -> Option<[u8; 12]> {
+    let behind = site + SITE_SIZE;
+    let [a, b, c, d] = distance(start + 7, behind)?;
+    let [e, f, g, h] = distance(start + 12, behind)?;
+    Some([0x48, 0x8d, 0x0d, a, b, c, d, 0xe9, e, f, g, h])
+}
+
+/// `mov $NUMBER,%eax; jmp SYSCALL`, at `start`: the call of the site is made.
+fn make_call(which: Identity, site: u64, start: u64) -> Option<[u8; 10]> {
+    let [a, b, c, d, e] = which.load_number();
+    let [f, g, h, i] = distance(start + 10, site + MOVE_SIZE)?;
+    Some([a, b, c, d, e, 0xe9, f, g, h, i])
 }
 
 fn with_distance(operation: u8, [a, b, c, d]: [u8; 4]) -> [u8; 5] {
@@ -188,11 +279,45 @@ mod tests {
         let there = jump(SITE, STUB).unwrap();
         let distance = i32::from_le_bytes(there[1..].try_into().unwrap());
         assert_eq!((SITE + 5).wrapping_add_signed(distance.into()), STUB);
-        let code = stub(Caller::Own(Identity::Thread), SITE, STUB).unwrap();
-        assert_eq!(code[20..28], (IDENTITY + 4).to_le_bytes());
-        assert_eq!((code[31], &code[44..49]), (12, &[0xb8, 186, 0, 0, 0][..]));
+        let code = stub(Caller::Own(Identity::Process), SITE, STUB).unwrap();
+        assert_eq!(code[20..28], IDENTITY.to_le_bytes());
+        assert_eq!((code[31], &code[44..49]), (12, &[0xb8, 39, 0, 0, 0][..]));
         assert_eq!((target(&code, 35), target(&code, 40), target(&code, 50)), (SITE + 7, SITE + 7, SITE + 5));
-        assert_eq!(code.len(), ANSWER_SIZE);
+        let code = stub(Caller::Own(Identity::Thread), SITE, STUB).unwrap();
+        assert_eq!(code[1..9], (IDENTITY + 4).to_le_bytes());
+        // Each jump leads to the beginning of what it is for.
+        assert_eq!((13 + usize::from(code[12]), &code[50..55]), (50, &[0xf3, 0x49, 0x0f, 0xae, 0xc3][..]));
+        assert_eq!((99 + usize::from(code[98]), &code[109..111]), (109, &[0x48, 0xb9][..]));
+        assert_eq!((125i64 + i64::from(code[124] as i8), &code[16..32]), (16, &FLAGS[..]));
+        assert_eq!((target(&code, 41), target(&code, 46), target(&code, 105)), (SITE + 7, SITE + 7, SITE + 5));
+        assert_eq!((&code[99..104], code.len()), (&[0xb8, 186, 0, 0, 0][..], THREAD_SIZE));
+    }
+
+    #[test]
+    fn a_thread_s_place_is_found_by_its_base() {
+        let base = |thread: u64| 0x7fff_f7d8_a6c0 - thread * 0x80_1000;
+        // As the code does it.
+        let by_code = |base: u64| {
+            let [low, high, ..] = ((base as u32) << 3).swap_bytes().to_le_bytes();
+            u64::from(low.wrapping_add(high))
+        };
+        // Stacks of 8 MiB and of 256 KiB, each with a page that guards it; and aligned to 2 MiB.
+        for (distance, threads) in [(0x80_1000, 56), (0x4_1000, 100), (0xa0_0000, THREADS)] {
+            let places = (0..threads).map(|thread| 0x7fff_f7d8_a6c0 - thread * distance);
+            let places: Vec<u64> = places.inspect(|&base| assert_eq!(by_code(base), place(base))).map(place).collect();
+            let mut different = places.clone();
+            different.sort_unstable();
+            different.dedup();
+            assert!(different.len() as u64 * 10 >= threads * 8, "{distance:x}: {places:?}");
+        }
+        assert_eq!(base_entry(Some(base(3))).wrapping_add(base(3)), 0);
+        // What no base makes 0, not even that of a thread that has none.
+        assert!([0, base(0)].iter().all(|base| base_entry(None).wrapping_add(*base) != 0));
+        let end = |offset: u64, size: u64| offset + size;
+        assert!(
+            end(Identity::Thread.offset(), 4) <= tid_offset(0) && end(tid_offset(THREADS - 1), 4) <= base_offset(0)
+        );
+        assert!(end(base_offset(THREADS - 1), 8) <= 4096);
     }
 
     #[test]
@@ -203,13 +328,14 @@ mod tests {
         assert_eq!(code[11..20], [0x48, 0x8d, 0x88, 0x46, 0xff, 0xff, 0xff, 0xe3, 59]);
         assert_eq!(target(&code, 21), SITE + 5);
         // 14 behind the first jump, 59 behind the second.
-        assert_eq!((11 + 14, 20 + 59), (CHOICE_SIZE, CHOICE_SIZE + ANSWER_SIZE));
-        for (start, number) in [(CHOICE_SIZE, 39), (CHOICE_SIZE + ANSWER_SIZE, 186)] {
-            assert_eq!((target(&code, start + 40), target(&code, start + 50)), (SITE + 7, SITE + 5));
-            assert_eq!(u64::from(code[start + 45]), number);
+        let (process, thread) = (CHOICE_SIZE, CHOICE_SIZE + PROCESS_SIZE);
+        assert_eq!((11 + 14, 20 + 59), (process, thread));
+        for (start, size, call, number) in [(process, PROCESS_SIZE, 44, 39), (thread, THREAD_SIZE, 99, 186)] {
+            assert_eq!((target(&code, start + call + 6), u64::from(code[start + call + 1])), (SITE + 5, number));
             assert_eq!(Caller::Any.lost_number(start as u64), Some(number));
-            assert_eq!(Caller::Any.lost_number((start + ANSWER_SIZE - 1) as u64), Some(number));
+            assert_eq!(Caller::Any.lost_number((start + size - 1) as u64), Some(number));
         }
+        assert_eq!(code.len(), thread + THREAD_SIZE);
         assert_eq!((Caller::Any.lost_number(24), Caller::Own(Identity::Process).lost_number(30)), (None, None));
     }
 

@@ -21,7 +21,19 @@ long spin_pid(long count);
 struct call {
     uint64_t rax, rcx, r11, flags, rdi, rsi, rdx, r8, r9, r10, rbx;
 };
-void full_pid(struct call *call);
+typedef void full_call(struct call *call);
+full_call full_pid, full_tid;
+#define FULL_CALL(name, number)                                                                     \
+    ".balign 64\n" name ":\n"                                                                      \
+    "  push %rbx\n  push %rdi\n  pushq 24(%rdi)\n  popfq\n"                                         \
+    "  mov 40(%rdi),%rsi\n  mov 48(%rdi),%rdx\n  mov 56(%rdi),%r8\n  mov 64(%rdi),%r9\n"            \
+    "  mov 72(%rdi),%r10\n  mov 80(%rdi),%rbx\n  mov 32(%rdi),%rdi\n"                               \
+    "  mov $" number ",%eax\n  syscall\n" name "_returns:\n"                                        \
+    "  pushfq\n  push %rdi\n  mov 16(%rsp),%rdi\n"                                                 \
+    "  mov %rax,0(%rdi)\n  mov %rcx,8(%rdi)\n  mov %r11,16(%rdi)\n"                                \
+    "  mov %rsi,40(%rdi)\n  mov %rdx,48(%rdi)\n  mov %r8,56(%rdi)\n  mov %r9,64(%rdi)\n"            \
+    "  mov %r10,72(%rdi)\n  mov %rbx,80(%rdi)\n"                                                   \
+    "  popq 32(%rdi)\n  popq 24(%rdi)\n  cld\n  pop %rdi\n  pop %rbx\n  ret\n"
 __asm__(".text\n"
         ".balign 64\n"
         "own_pid:\n  mov $39,%eax\nown_pid_call:\n  syscall\n  ret\n"
@@ -30,19 +42,9 @@ __asm__(".text\n"
         ".balign 64\n"
         "spin_pid:\n1: mov $39,%eax\n  syscall\n  dec %rdi\n  jnz 1b\n"
         "spin_ends:\n  ret\n"
-        ".balign 64\n"
-        "full_pid:\n"
-        "  push %rbx\n  push %rdi\n  pushq 24(%rdi)\n  popfq\n"
-        "  mov 40(%rdi),%rsi\n  mov 48(%rdi),%rdx\n  mov 56(%rdi),%r8\n  mov 64(%rdi),%r9\n"
-        "  mov 72(%rdi),%r10\n  mov 80(%rdi),%rbx\n  mov 32(%rdi),%rdi\n"
-        "  mov $39,%eax\n  syscall\n"
-        "full_pid_returns:\n"
-        "  pushfq\n  push %rdi\n  mov 16(%rsp),%rdi\n"
-        "  mov %rax,0(%rdi)\n  mov %rcx,8(%rdi)\n  mov %r11,16(%rdi)\n"
-        "  mov %rsi,40(%rdi)\n  mov %rdx,48(%rdi)\n  mov %r8,56(%rdi)\n  mov %r9,64(%rdi)\n"
-        "  mov %r10,72(%rdi)\n  mov %rbx,80(%rdi)\n"
-        "  popq 32(%rdi)\n  popq 24(%rdi)\n  cld\n  pop %rdi\n  pop %rbx\n  ret\n");
-extern const char own_pid_call[], spin_ends[], full_pid_returns[];
+        FULL_CALL("full_pid", "39")
+        FULL_CALL("full_tid", "186"));
+extern const char own_pid_call[], spin_ends[], full_pid_returns[], full_tid_returns[];
 
 /* The same in a way in which nobody writes it. */
 static int call_after(long number)
@@ -72,7 +74,7 @@ static int reap(pid_t child)
     return status;
 }
 
-static void keeps_registers(void)
+static void keep_registers(full_call *call, const char *returns, int id)
 {
     /* CF PF AF ZF SF OF, and DF, which is kept but not shown in R11 everywhere. */
     const uint64_t shown = 0x8d5, flags = shown | 0x400;
@@ -83,13 +85,19 @@ static void keeps_registers(void)
         before.r8 = next_random(&random), before.r9 = next_random(&random), before.r10 = next_random(&random);
         before.rbx = next_random(&random);
         struct call after = before;
-        full_pid(&after);
-        CHECK(after.rax == (uint64_t)real_pid() && after.rcx == (uint64_t)full_pid_returns);
+        call(&after);
+        CHECK(after.rax == (uint64_t)id && after.rcx == (uint64_t)returns);
         CHECK((after.r11 & ~0x400UL) == (before.flags & ~0x400UL) && after.flags == before.flags);
         CHECK(after.rdi == before.rdi && after.rsi == before.rsi && after.rdx == before.rdx);
         CHECK(after.r8 == before.r8 && after.r9 == before.r9 && after.r10 == before.r10);
         CHECK(after.rbx == before.rbx);
     }
+}
+
+static void keeps_registers(void)
+{
+    keep_registers(full_pid, full_pid_returns, real_pid());
+    keep_registers(full_tid, full_tid_returns, real_tid());
     OK("all other registers are left alone");
 }
 
@@ -126,9 +134,10 @@ static atomic_int stop;
 static void *asks(void *unused)
 {
     (void)unused;
-    do
+    do {
         ask();
-    while (!atomic_load(&stop) && real_tid() != real_pid());
+        keep_registers(full_tid, full_tid_returns, real_tid());
+    } while (!atomic_load(&stop) && real_tid() != real_pid());
     return NULL;
 }
 
@@ -378,8 +387,24 @@ static void in_a_second_mapping(void)
     OK("code may be mapped twice, moved and dropped");
 }
 
+static void *loops(void *unused)
+{
+    int tid = own_tid();
+    for (int i = 0; i < 100000; i++)
+        CHECK(own_tid() == tid && tid == gettid());
+    return unused;
+}
+
 int main(int argc, char **argv)
 {
+    if (argc > 1 && strcmp(argv[1], "threads") == 0) {
+        pthread_t threads[4];
+        for (int i = 0; i < 4; i++)
+            CHECK(pthread_create(&threads[i], NULL, loops, NULL) == 0);
+        for (int i = 0; i < 4; i++)
+            CHECK(pthread_join(threads[i], NULL) == 0);
+        return 0;
+    }
     if (argc > 1 && (strcmp(argv[1], "readable") == 0 || strcmp(argv[1], "closed") == 0)) {
         waits_without_rights(argv[1][0] == 'r' ? PROT_READ : PROT_NONE);
         return 0;

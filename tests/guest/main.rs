@@ -43,6 +43,7 @@ cases! {
     many_calls_of_a_static_program_are_as_each_by_itself: program("exitless", Linking::Static, []);
     ids_are_those_of_who_asks: program("identity", Linking::Dynamic, []);
     cpus_are_those_by_right: program("near", Linking::Dynamic, []);
+    ids_are_those_of_who_asks_with_the_base_of_another: program("bases", Linking::Dynamic, []);
     ids_are_those_of_who_asks_in_a_static_program: program("identity", Linking::Static, []);
     what_was_used_is_accounted: program("usage", Linking::Dynamic, []);
     every_table_has_an_end: program("limits", Linking::Dynamic, []);

@@ -1,6 +1,7 @@
 //! The image of a process, as a source would send it.
 
 use procmig::migration::image::{ObjectImage, ProcessImage, RegionImage, SiteImage, SpaceImage, ThreadImage};
+use procmig::mm::thread_ids::Code;
 use procmig::signal::altstack::AltStack;
 use procmig::wire::control::Ids;
 
@@ -81,6 +82,7 @@ pub(crate) fn image(pid: i32) -> ProcessImage {
             regions: vec![region(CODE, None), region(CODE + 0x10_0000, Some((0, 0)))],
             segments: Vec::new(),
             sites: vec![SiteImage { at: CODE, stub: CODE + 0x100, asks: 2 }],
+            code: Code::Unseen,
         },
     }
 }

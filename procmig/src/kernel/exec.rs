@@ -361,6 +361,7 @@ impl GuestThread {
         cpu.set_root(image.space.root());
         self.space = image.space;
         cpu.set_segment_bases(0, 0);
+        self.space.set_base(&self.thread.gate, 0);
         if let Err(error) = cpu.set_fpu(&initial_fpu()) {
             tracing::error!(error = %crate::chain(&error), "vector state");
         }

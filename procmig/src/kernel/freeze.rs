@@ -192,7 +192,8 @@ impl GuestThread {
         let own = lock(&self.thread.signals).clone();
         Ok(ThreadImage {
             tid: self.thread.tid(),
-            regs: cpu.regs().to_words(),
+            // A stub may have read what is another thread's at the target's place of that name.
+            regs: self.space.visible_place(cpu.regs()).to_words(),
             bases: cpu.segment_bases(),
             fpu,
             mask: own.mask,

@@ -123,6 +123,7 @@ impl GuestThread {
     pub fn run_from(mut self, cpu: &mut UserCpu, start: Start, in_call: bool) -> Option<Self> {
         *cpu.regs_mut() = start.regs;
         cpu.set_segment_bases(start.bases.0, start.bases.1);
+        self.space.set_base(&self.thread.gate, start.bases.0);
         if let Err(error) = cpu.set_fpu(&start.fpu) {
             self.die(&crate::chain(&error));
         }

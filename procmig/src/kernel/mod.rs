@@ -64,6 +64,9 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Most refusals that are remembered; what comes after them is not logged: a guest must not fill the disk.
 const MAX_REFUSALS: usize = 4096;
 
+/// In `AT_HWCAP2`: programs may use `wrfsbase` and its kin.
+pub(crate) const HWCAP2_FSGSBASE: u64 = 1 << 1;
+
 /// Ended processes that are kept for their parents before it is looked whether those are still there, and at most.
 const FEW_ENDED: usize = 1024;
 const MAX_ENDED: usize = 64 << 10;
@@ -157,6 +160,7 @@ impl Kernel {
     pub fn new(name: String, machine: Arc<Machine>) -> Result<Arc<Self>, KernelError> {
         let time = Time::new(&machine, None)?;
         let (features, size) = xsave_layout();
+        let has_fsgsbase = std::arch::x86_64::__cpuid_count(7, 0).ebx & 1 != 0;
         let fpu = FpuLayout::new(features, size).ok_or(KernelError::Fpu)?;
         Ok(Arc::new_cyclic(|kernel: &Weak<Self>| Self {
             name,
@@ -171,8 +175,7 @@ impl Kernel {
             relay: relay::Relay::new(kernel.clone()),
             fpu,
             hwcap: u64::from(std::arch::x86_64::__cpuid(1).edx),
-            // Bit 1: programs may use `wrfsbase` and its kin.
-            hwcap2: u64::from(std::arch::x86_64::__cpuid_count(7, 0).ebx & 1) << 1,
+            hwcap2: if has_fsgsbase { HWCAP2_FSGSBASE } else { 0 },
             links: links::Links::default(),
             doors: doors::Doors::default(),
             neighbours: neighbours::Neighbours::default(),

@@ -1,5 +1,6 @@
 //! What a process is, apart from its memory's content, in a form that another node makes it from.
 
+use crate::mm::thread_ids::Code;
 use crate::signal::altstack::AltStack;
 use crate::signal::pending::PendingSignals;
 use crate::signal::set::SignalSet;
@@ -197,6 +198,8 @@ pub struct SpaceImage {
     /// Places in its code that were rewritten.
     #[serde(deserialize_with = "capped::list::<_, _, MAX_SITES>")]
     pub sites: Vec<SiteImage>,
+    /// What is known of its code.
+    pub code: Code,
 }
 
 /// A call site in a program's code that jumps to a stub ([`vmm::site_code`]). Both are in private pages.

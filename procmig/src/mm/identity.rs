@@ -4,19 +4,21 @@
 use super::fault::FaultError;
 use super::gate::Gate;
 use super::space::{AddressSpace, Inner};
+use super::thread_ids::Base;
 use vmm::addr::{Frame, PAGE_SIZE};
 use vmm::frames::AtLimit;
 use vmm::machine::Machine;
 use vmm::paging::{NO_EXECUTE, PRESENT, USER};
 use vmm::shim_layout::IDENTITY;
-use vmm::site_code::Identity;
+use vmm::site_code::{self, Identity, base_entry, base_offset};
 
 /// A thread that runs in an address space.
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) gate: Gate,
     pid: i32,
-    tid: i32,
+    pub(super) tid: i32,
+    pub(super) base: Base,
 }
 
 /// The page.
@@ -29,23 +31,21 @@ impl AddressSpace {
     /// A thread of process `pid` begins to run here: it has not been in the guest yet.
     pub fn join(&self, gate: &Gate, pid: i32, tid: i32) {
         let mut inner = self.lock();
-        inner.members.push(Member { gate: gate.clone(), pid, tid });
+        inner.members.push(Member { gate: gate.clone(), pid, tid, base: Base::default() });
         inner.tell_identity(&self.machine);
     }
 
     /// A thread runs here no more: it is out of the guest.
     pub fn part(&self, gate: &Gate) {
         let mut inner = self.lock();
-        inner.members.retain(|member| !member.gate.is(gate));
+        if let Some(at) = inner.members.iter().position(|member| member.gate.is(gate)) {
+            inner.leave_place(&self.machine, at);
+            inner.members.remove(at);
+        }
         inner.tell_identity(&self.machine);
     }
 
-    /// Whether one thread alone runs here.
-    pub fn has_one_thread(&self) -> bool {
-        self.lock().members.len() == 1
-    }
-
-    /// Maps the page.
+    /// Maps the page, if it is not.
     ///
     /// # Errors
     /// If memory is short.
@@ -55,6 +55,9 @@ impl AddressSpace {
         }
         let frames = self.machine.frames();
         let frame = frames.allocate_for(self.account, AtLimit::Refuse)?;
+        for place in 0..site_code::THREADS {
+            self.machine.ram().store(frame.address() + base_offset(place), base_entry(None));
+        }
         inner.identity = Some(IdentityPage { frame });
         inner.tell_identity(&self.machine);
         let entry = frame.address().raw() | PRESENT | USER | NO_EXECUTE;
@@ -76,7 +79,7 @@ impl Inner {
     }
 
     /// Writes to the page what is true for all who can read it. While a `vfork` child is here it is nobody's
-    /// process ID, and while there are several threads nobody's thread ID: they ask.
+    /// process ID, and while there are several threads nobody's thread ID: they ask, or have a place each.
     fn tell_identity(&self, machine: &Machine) {
         let Some(page) = &self.identity else { return };
         let (pid, tid) = match &self.members[..] {

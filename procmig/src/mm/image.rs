@@ -7,6 +7,7 @@ use super::rewrite::Rewrites;
 use super::segments::Attachment;
 use super::shared::Origin;
 use super::space::{AddressSpace, Inner, entry};
+use super::thread_ids::Bases;
 use crate::migration::image::{MAX_REGIONS, ObjectImage, RegionImage, SpaceImage};
 use crate::wire::op::FileIdentity;
 use std::collections::BTreeMap;
@@ -243,6 +244,7 @@ impl AddressSpace {
             regions,
             segments,
             sites: inner.rewrites.images(&inner.tables),
+            code: inner.bases.code,
         };
         Ok(Description { image, objects })
     }
@@ -380,6 +382,7 @@ impl AddressSpace {
             members: Vec::new(),
             slots: None,
             identity: None,
+            bases: Bases::of(image.code),
             rewrites: Rewrites::default(),
         };
         Ok(Self::with(machine, account, inner))

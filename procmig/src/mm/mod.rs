@@ -19,6 +19,7 @@ pub mod shared;
 mod slots;
 pub mod space;
 pub mod spans;
+pub mod thread_ids;
 
 pub use access::ProcessMemory;
 pub use fault::{Access, FaultError, Gone, RESERVED_FRAMES};

@@ -1,6 +1,6 @@
 //! `mremap`.
 
-use super::regions::{Backing, Region, RegionFlags};
+use super::regions::{Backing, Protection, Region, RegionFlags};
 use super::space::{AddressSpace, ChangeError, Inner, page_ceil, table_errno};
 use nix::errno::Errno;
 use vmm::addr::PAGE_SIZE;
@@ -43,6 +43,9 @@ impl AddressSpace {
         let old_end = address.checked_add(old_length).filter(|&end| end <= USER_END).ok_or(Errno::EFAULT)?;
         let mut inner = self.lock();
         let region = inner.regions.at(address).ok_or(Errno::EFAULT)?.clone();
+        if region.protection.contains(Protection::EXECUTE) {
+            inner.any_code_comes(&self.machine);
+        }
         if old_length == 0 {
             // A second mapping of the same shared pages.
             if !region.is_shared() || !place.may_move {

@@ -159,7 +159,8 @@ impl AddressSpace {
         (is_private && self.bytes_of(frame).get(offset..offset + bytes.len()) == Some(bytes)).then_some(frame)
     }
 
-    /// Has the call that ends before `behind` answered there from now on; whether it is.
+    /// Has the call that ends before `behind` answered there from now on, where the identity page has an answer;
+    /// whether it is.
     pub fn rewrite_site(&self, which: Identity, behind: u64, cpu: &mut UserCpu) -> bool {
         let inner = &mut *self.lock();
         let Some(at) = behind.checked_sub(SITE_SIZE) else { return false };
@@ -181,6 +182,12 @@ impl AddressSpace {
         let old = self.pristine(inner, &region, page, cpu)?;
         let mut code = self.bytes_of(old);
         let site_bytes = code.get(offset..offset + SITE_SIZE as usize)?;
+        let leads_to_stub = |site: &Site| {
+            site.at == at && site_code::jump(at, site.stub).is_some_and(|jump| site_bytes.starts_with(&jump))
+        };
+        if inner.rewrites.sites.iter().any(leads_to_stub) {
+            return Some(());
+        }
         let caller = Caller::of(site_bytes.try_into().ok()?, which)?;
         if let Some(&site) = inner.rewrites.sites.iter().find(|site| (site.caller, site.at) == (caller, at)) {
             let jump = site_code::jump(at, site.stub)?;
@@ -227,7 +234,7 @@ impl AddressSpace {
         (is_known || object.frame(region.object_page(page)) == Some(frame)).then_some(frame)
     }
 
-    fn bytes_of(&self, frame: Frame) -> Vec<u8> {
+    pub(super) fn bytes_of(&self, frame: Frame) -> Vec<u8> {
         let mut bytes = vec![0; PAGE_SIZE as usize];
         self.machine.ram().read(frame.address(), &mut bytes);
         bytes
@@ -373,7 +380,7 @@ impl AddressSpace {
 }
 
 /// Whether an area is code from a file that nobody writes.
-fn is_code(region: &Region) -> bool {
+pub(super) fn is_code(region: &Region) -> bool {
     is_of_file(region)
         && matches!(&region.backing, Backing::Object { object, .. } if object.read_file().is_some())
         && region.protection.contains(Protection::READ | Protection::EXECUTE)

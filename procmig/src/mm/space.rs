@@ -9,6 +9,7 @@ use super::regions::{Backing, Protection, Region, RegionFlags, Regions};
 use super::rewrite::Rewrites;
 use super::segments::Attachment;
 use super::slots::SlotPage;
+use super::thread_ids::Bases;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -98,6 +99,7 @@ pub(super) struct Inner {
     pub(super) members: Vec<Member>,
     pub(super) slots: Option<SlotPage>,
     pub(super) identity: Option<IdentityPage>,
+    pub(super) bases: Bases,
     pub(super) rewrites: Rewrites,
 }
 
@@ -169,6 +171,7 @@ impl AddressSpace {
                 members: Vec::new(),
                 slots: None,
                 identity: None,
+                bases: Bases::default(),
                 rewrites: Rewrites::default(),
             },
         ))
@@ -290,6 +293,7 @@ impl AddressSpace {
             backing: request.backing,
             name: request.name,
         };
+        inner.code_comes(&self.machine, &region);
         self.map_known_pages(inner, &region);
         inner.regions.insert(region);
         Ok(start)
@@ -307,6 +311,7 @@ impl AddressSpace {
     pub(super) fn unmap_locked(&self, inner: &mut Inner, start: u64, end: u64, cpu: &mut UserCpu) -> Result<(), Errno> {
         inner.check_cuts(start, end)?;
         self.restore_sites(inner, start, end, cpu)?;
+        inner.code_goes(start, end);
         let removed = inner.regions.remove(start, end);
         if removed.is_empty() {
             return Ok(());
@@ -396,6 +401,11 @@ impl AddressSpace {
         if protection.contains(Protection::WRITE) {
             // Who writes there may well read it first.
             self.restore_sites(&mut inner, address, end, cpu)?;
+        }
+        if protection.contains(Protection::EXECUTE) {
+            inner.any_code_comes(&self.machine);
+        } else {
+            inner.code_goes(address, end);
         }
         // A page that may be shared becomes writable only when a write is seen.
         let machine = self.machine.clone();
@@ -594,6 +604,7 @@ impl AddressSpace {
                 members: Vec::new(),
                 slots: None,
                 identity: None,
+                bases: inner.bases,
                 rewrites: inner.rewrites.share(machine),
             },
         );

@@ -72,6 +72,11 @@ pub fn gettid(bench: &Bench) -> anyhow::Result<Outcome> {
     cheap(bench, Loop::Gettid, bench.pick(20_000, 5_000))
 }
 
+/// The same of one of several threads.
+pub fn gettid_of_two(bench: &Bench) -> anyhow::Result<Outcome> {
+    cheap(bench, Loop::GettidOfTwo, bench.pick(2_000_000, 500_000))
+}
+
 /// What is so cheap that an exit would be most of it.
 fn cheap(bench: &Bench, which: Loop, count: u64) -> anyhow::Result<Outcome> {
     bench.beside(bench.pick(11, 3), 1.0, &GuestArgs::new(which, count), |_, _| None)

@@ -71,6 +71,13 @@ pub const ALL: &[Case] = &[
     Case { name: "getpid", what: "getpid, beside native", unit: "ns", goal: Goal::Ratio(3.0), run: calls::getpid },
     Case { name: "gettid", what: "gettid, beside native", unit: "ns", goal: Goal::Ratio(3.0), run: calls::gettid },
     Case {
+        name: "gettid-of-two",
+        what: "gettid by one of two threads, beside native",
+        unit: "ns",
+        goal: Goal::Ratio(3.0),
+        run: calls::gettid_of_two,
+    },
+    Case {
         name: "read-4k",
         what: "a cached file at home, read again in blocks of 4 KiB, beside native",
         unit: "us",

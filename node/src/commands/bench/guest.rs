@@ -40,6 +40,8 @@ pub enum Loop {
     Getpid,
     /// The thread's ID
     Gettid,
+    /// The same of one of two threads
+    GettidOfTwo,
     /// A system call that a node forwards
     Getppid,
     /// Reads of the file `--path`, in blocks of `--bytes`
@@ -118,6 +120,7 @@ pub fn main(args: GuestArgs) -> anyhow::Result<()> {
         }
         Loop::Getpid => always(args.count, std::process::id),
         Loop::Gettid => always(args.count, nix::unistd::gettid),
+        Loop::GettidOfTwo => beside_another(|| always(args.count, nix::unistd::gettid)),
         Loop::Read => files::read(Path::new(&args.path), args.bytes, args.count)?,
         Loop::Write => files::write(Path::new(&args.path), args.bytes, args.count)?,
         Loop::Pipe => files::pipe(args.bytes, args.count)?,
@@ -134,6 +137,17 @@ pub fn main(args: GuestArgs) -> anyhow::Result<()> {
         Loop::Echo => return echo(),
     };
     Ok(crate::output::print(&format!("{nanos}\n"))?)
+}
+
+/// Does it while another thread sleeps.
+fn beside_another(act: impl FnOnce() -> f64) -> f64 {
+    let (over, sleeps) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || sleeps.recv());
+        let nanos = act();
+        drop(over);
+        nanos
+    })
 }
 
 fn held(args: &GuestArgs, content: holding::Content) -> anyhow::Result<f64> {

@@ -11,10 +11,12 @@ mod home;
 pub mod poller;
 mod signals;
 
+use super::HWCAP2_FSGSBASE;
 use super::guest::GuestThread;
 use super::thread::Thread;
 use crate::channel::CallChannel;
 use crate::mm::AddressSpace;
+use crate::mm::thread_ids::Told;
 use poller::Polled;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -39,7 +41,7 @@ const MISSES_OF_A_WAIT: u64 = 16;
 /// Misses before it is given up.
 const MISSES: u64 = 64;
 
-/// Places of a program that are rewritten for one ID, at most.
+/// Places of a program that are rewritten for one ID of a thread, and attempts that come to nothing, at most.
 const PLACES: u32 = 12;
 
 /// In whose name calls are served.
@@ -204,6 +206,8 @@ impl GuestThread {
     /// is rewritten, so that it needs no call; where that is in vain they are answered by the slot's trampoline.
     pub fn note_identity(&mut self, which: Identity, cpu: &mut UserCpu) {
         let counts = self.exitless.short_run || self.exitless.polled.is_some();
+        // Stubs find threads with it.
+        let has_fsgsbase = self.kernel().hwcap2 & HWCAP2_FSGSBASE != 0;
         let asked = &mut self.exitless.identities[which as usize];
         if asked.over || !counts || cpu.entry_mode() != EntryMode::Ring3 || self.process.trace {
             return;
@@ -214,8 +218,8 @@ impl GuestThread {
         }
         (asked.seen, asked.places) = (0, asked.places + 1);
         asked.over = asked.places == PLACES
-            // Of several threads none can be told its own ID there.
-            || which == Identity::Thread && !self.space.has_one_thread()
+            || !has_fsgsbase
+            || which == Identity::Thread && self.space.tell_thread(&self.thread.gate) == Told::Never
             || !self.space.rewrite_site(which, cpu.regs().rip, cpu);
         if asked.over {
             self.tell_identity(which);

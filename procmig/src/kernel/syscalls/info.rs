@@ -66,9 +66,10 @@ pub fn arch_prctl(guest: &GuestThread, cpu: &mut UserCpu, args: &[u64; 6]) -> Ca
                 return Err(Errno::EPERM);
             }
             if args[0] == SET_FS {
-                cpu.set_segment_bases(args[1], gs)
+                cpu.set_segment_bases(args[1], gs);
+                guest.space.set_base(&guest.thread.gate, args[1]);
             } else {
-                cpu.set_segment_bases(fs, args[1])
+                cpu.set_segment_bases(fs, args[1]);
             }
             Ok(0)
         }

@@ -1,0 +1,305 @@
+//! The IDs of the threads of an address space, told to them without a call: for the stubs of [`vmm::site_code`].
+//!
+//! All that is a thread's own in ring 3 is the base of FS, so the identity page says whose ID belongs to which.
+//! That is right as long as each base is changed by calls alone. `wrfsbase` would do it without one, so all code is
+//! looked through for it first; where it is found, or code may be made as the program runs, threads ask.
+
+use super::gate::Gate;
+use super::object::ObjectError;
+use super::regions::{Backing, Protection, Region, RegionFlags};
+use super::rewrite::is_code;
+use super::space::{AddressSpace, Inner};
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+use vmm::addr::{Frame, PAGE_SIZE};
+use vmm::frames::AtLimit;
+use vmm::machine::Machine;
+use vmm::site_code::{self, base_entry, base_offset, tid_offset};
+
+/// Most bytes of code that are looked through: a millisecond for each of them in MiB, in which no other thread can
+/// map anything.
+const MAX_CODE: u64 = 16 << 20;
+/// How often that is done at most for one address space, for each library that comes may change what is true.
+const MAX_LOOKS: u32 = 8;
+/// Pages of code that are read at once.
+const AT_ONCE: u64 = 32;
+/// Most bytes before an instruction's opcode.
+const MAX_PREFIXES: usize = 12;
+
+/// What is known of the code in an address space.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Code {
+    /// All that was ever here is files', and some of it has not been looked through.
+    #[default]
+    Unseen,
+    /// None of it changes the base of FS without a call.
+    KeepsBases,
+    /// Some of it may.
+    Any,
+}
+
+/// What is known of the bases of FS in an address space.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Bases {
+    pub(super) code: Code,
+    /// How often it was looked through.
+    looks: u32,
+}
+
+impl Bases {
+    /// What is known of code that has come from another node.
+    pub(super) fn of(code: Code) -> Self {
+        Self { code, looks: 0 }
+    }
+}
+
+/// Whether a thread is told its ID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// It is.
+    Yes,
+    /// Another has its base or its place, as one that is about to end may have for a moment.
+    NotNow,
+    /// It cannot be.
+    Never,
+}
+
+/// What is known of a thread's base of FS.
+#[derive(Debug, Default)]
+pub(super) struct Base {
+    /// What it was set to, before which the thread was not in the guest.
+    value: Option<u64>,
+    /// Its place in the identity page: nobody else's as long as the thread may be reading what is there.
+    place: Option<u64>,
+}
+
+impl AddressSpace {
+    /// A thread's base of FS is this from now on. The thread is not in the guest.
+    pub fn set_base(&self, gate: &Gate, base: u64) {
+        let inner = &mut *self.lock();
+        let at = inner.members.iter().position(|member| member.gate.is(gate));
+        let Some(at) = at.filter(|&at| inner.members[at].base.value != Some(base)) else { return };
+        inner.leave_place(&self.machine, at);
+        inner.members[at].base.value = Some(base);
+        // A `vfork` child has its parent's: nobody can be told by it who they are.
+        let same = |member: &&super::identity::Member| member.base.value == Some(base);
+        let places: Vec<u64> = inner.members.iter().filter(same).filter_map(|member| member.base.place).collect();
+        places.into_iter().for_each(|place| inner.write_base(&self.machine, place, None));
+    }
+
+    /// Has a thread's ID in the identity page, if it can be. The thread is not in the guest.
+    pub fn tell_thread(&self, gate: &Gate) -> Told {
+        let inner = &mut *self.lock();
+        if inner.members.len() == 1 {
+            return Told::Yes;
+        }
+        if !self.keeps_bases(inner) || self.show_identity(inner).is_err() {
+            return Told::Never;
+        }
+        let Some(at) = inner.members.iter().position(|member| member.gate.is(gate)) else { return Told::Never };
+        let Some(base) = inner.members[at].base.value.filter(|&base| base != 0) else { return Told::NotNow };
+        let place = site_code::place(base);
+        let mut others = inner.members.iter().enumerate().filter(|&(i, _)| i != at).map(|(_, member)| &member.base);
+        if others.any(|other| other.value == Some(base) || other.place == Some(place)) {
+            return Told::NotNow;
+        }
+        let member = &mut inner.members[at];
+        member.base.place = Some(place);
+        let tid = member.tid as u32;
+        let Some(page) = &inner.identity else { return Told::Never };
+        self.machine.ram().store_u32(page.frame.address() + tid_offset(place), tid);
+        inner.write_base(&self.machine, place, Some(base));
+        Told::Yes
+    }
+
+    /// Whether no thread changes its base but by a call.
+    fn keeps_bases(&self, inner: &mut Inner) -> bool {
+        if inner.bases.code == Code::Unseen && inner.bases.looks < MAX_LOOKS {
+            inner.bases.looks += 1;
+            match self.some_code_writes_base(inner) {
+                Ok(true) => inner.bases.code = Code::Any,
+                Ok(false) => inner.bases.code = Code::KeepsBases,
+                Err(NotSeen) => {}
+            }
+        }
+        inner.bases.code == Code::KeepsBases
+    }
+
+    fn some_code_writes_base(&self, inner: &Inner) -> Result<bool, NotSeen> {
+        let areas = || inner.regions.iter().filter(|region| is_program_code(region));
+        if areas().map(Region::length).sum::<u64>() > MAX_CODE {
+            return Err(NotSeen);
+        }
+        let mut search = Search::default();
+        let mut end = 0;
+        for region in areas() {
+            if region.start != end {
+                search = Search::default();
+            }
+            end = region.end;
+            if self.area_writes_base(region, &mut search)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Looks at the pages that the file has. What was rewritten in memory changes nothing of this.
+    fn area_writes_base(&self, region: &Region, search: &mut Search) -> Result<bool, NotSeen> {
+        let Backing::Object { object, .. } = &region.backing else { return Err(NotSeen) };
+        if !is_code(region) {
+            return Err(NotSeen);
+        }
+        let first = region.object_page(region.start);
+        let Range { mut start, end } = first..first + region.length() / PAGE_SIZE;
+        while start < end {
+            let found = match object.get(start..end.min(start + AT_ONCE), start, false, AtLimit::Refuse) {
+                Ok(found) => found,
+                Err(ObjectError::BeyondEnd) => break,
+                Err(_) => return Err(NotSeen),
+            };
+            let frames: Vec<Frame> = found.iter().map(|&(_, frame)| frame).collect();
+            // Those in a row from the first on, which is always among them.
+            let row = found.iter().zip(start..).take_while(|((page, _), expected)| page == expected).count();
+            let writes = frames[..row].iter().any(|&frame| search.finds(&self.bytes_of(frame)));
+            self.machine.frames().release_all(&frames);
+            if writes {
+                return Ok(true);
+            }
+            start += row as u64;
+        }
+        Ok(false)
+    }
+}
+
+impl Inner {
+    /// Before an area comes that is like this one.
+    pub(super) fn code_comes(&mut self, machine: &Machine, region: &Region) {
+        if !is_program_code(region) {
+            return;
+        }
+        if is_code(region) && self.bases.code != Code::Any {
+            self.bases.code = Code::Unseen;
+            self.leave_all_places(machine);
+        } else {
+            self.any_code_comes(machine);
+        }
+    }
+
+    /// Before code comes of which nothing is known.
+    pub(super) fn any_code_comes(&mut self, machine: &Machine) {
+        self.bases.code = Code::Any;
+        self.leave_all_places(machine);
+    }
+
+    /// Before what is in `start..end` goes, or cannot be run any more.
+    pub(super) fn code_goes(&mut self, start: u64, end: u64) {
+        if self.bases.code == Code::Unseen && self.regions.overlapping(start, end).any(is_program_code) {
+            // It may have changed bases.
+            self.bases.code = Code::Any;
+        }
+    }
+
+    /// A thread is out of the guest, and its base is not what it was, or nobody's.
+    pub(super) fn leave_place(&mut self, machine: &Machine, member: usize) {
+        if let Some(place) = self.members[member].base.place.take() {
+            self.write_base(machine, place, None);
+        }
+    }
+
+    /// Nobody is told any more. A thread that is reading what is at its place reads it to the end.
+    fn leave_all_places(&self, machine: &Machine) {
+        let places = self.members.iter().filter_map(|member| member.base.place);
+        places.for_each(|place| self.write_base(machine, place, None));
+    }
+
+    fn write_base(&self, machine: &Machine, place: u64, base: Option<u64>) {
+        if let Some(page) = &self.identity {
+            machine.ram().store(page.frame.address() + base_offset(place), base_entry(base));
+        }
+    }
+}
+
+/// Not all of it can be looked at, or it is too much.
+struct NotSeen;
+
+fn is_program_code(region: &Region) -> bool {
+    region.protection.contains(Protection::EXECUTE) && !region.flags.contains(RegionFlags::SPECIAL)
+}
+
+/// A search for `wrfsbase` in code that comes piece by piece.
+#[derive(Default)]
+struct Search {
+    /// The end of what has been searched, and the piece that is.
+    bytes: Vec<u8>,
+}
+
+impl Search {
+    /// Whether it is in `piece`, or begins before it.
+    fn finds(&mut self, piece: &[u8]) -> bool {
+        self.bytes.drain(..self.bytes.len().saturating_sub(MAX_PREFIXES + 2));
+        self.bytes.extend_from_slice(piece);
+        let opcodes = self.bytes.windows(3).enumerate();
+        let mut likely = opcodes.filter(|(_, bytes)| bytes[1] == 0xae && bytes[0] == 0x0f && bytes[2] & 0xf8 == 0xd0);
+        likely.any(|(at, _)| ends_with_repeat(&self.bytes[..at]))
+    }
+}
+
+/// Whether F3 is among the prefixes at the end of this: without it the opcode is another instruction's.
+fn ends_with_repeat(code: &[u8]) -> bool {
+    let code = match code {
+        [before @ .., 0x40..=0x4f] => before,
+        code => code,
+    };
+    let prefixes = code.iter().rev().take(MAX_PREFIXES);
+    let mut prefixes = prefixes
+        .take_while(|byte| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x66 | 0x67 | 0xf0 | 0xf2 | 0xf3));
+    prefixes.any(|&byte| byte == 0xf3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `wrfsbase %rax`, `%r11` and `%eax`, and with prefixes in the way.
+    const WRITES: [&[u8]; 4] = [
+        &[0xf3, 0x48, 0x0f, 0xae, 0xd0],
+        &[0xf3, 0x49, 0x0f, 0xae, 0xd3],
+        &[0xf3, 0x0f, 0xae, 0xd0],
+        &[0xf3, 0x2e, 0x67, 0x4f, 0x0f, 0xae, 0xd7],
+    ];
+
+    #[test]
+    fn wrfsbase_is_found_wherever_pages_divide_it() {
+        for code in WRITES {
+            for at in 0..=code.len() {
+                let mut search = Search::default();
+                let mut first = vec![0x90; 64];
+                first.extend(&code[..at]);
+                let mut second = code[at..].to_vec();
+                second.extend([0xc3; 64]);
+                assert_eq!(search.finds(&first), at == code.len(), "{code:x?} {at}");
+                assert!(search.finds(&second), "{code:x?} {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_looks_like_it_is_not_it() {
+        let others: [&[u8]; 6] = [
+            // rdfsbase %r11; rdgsbase %rax; wrgsbase %rax
+            &[0xf3, 0x49, 0x0f, 0xae, 0xc3],
+            &[0xf3, 0x48, 0x0f, 0xae, 0xc8],
+            &[0xf3, 0x48, 0x0f, 0xae, 0xd8],
+            // ldmxcsr (%rsp), and what is no instruction without its prefix
+            &[0x0f, 0xae, 0x14, 0x24],
+            &[0x90, 0x48, 0x0f, 0xae, 0xd0],
+            // The prefix is another instruction's.
+            &[0xf3, 0x90, 0x48, 0x0f, 0xae, 0xd0],
+        ];
+        for code in others {
+            let mut search = Search::default();
+            assert!(!search.finds(code) && !search.finds(&[0x90; 32]), "{code:x?}");
+        }
+    }
+}
