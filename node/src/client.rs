@@ -159,11 +159,22 @@ impl Client {
     }
 }
 
+/// Whether a request had no answer because the other end is gone.
+fn is_gone(error: &anyhow::Error) -> bool {
+    let kind = error.root_cause().downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    matches!(kind, Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof))
+}
+
 /// Starts `skeind` unless it runs, and waits until it answers. The second part says whether it was
 /// started by this call.
 pub fn start(state: &StateDir) -> anyhow::Result<(Client, bool)> {
-    if let Some(client) = Client::connect(state)? {
-        return Ok((client, false));
+    if let Some(mut client) = Client::connect(state)? {
+        match client.status() {
+            // It was about to end, or to die.
+            Err(error) if is_gone(&error) && await_stop(state) => {}
+            Err(error) => return Err(error),
+            Ok(_) => return Ok((client, false)),
+        }
     }
     let log = open_log(&state.host_log()).with_context(|| format!("cannot write {}", state.host_log().display()))?;
     let (report, ready) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -129,6 +129,21 @@ fn a_killed_host_leaves_nothing_that_hinders_the_next() {
     assert_eq!(text(&host.skein(&["node", "ls", "--json"]).stdout).trim(), "[]");
     assert!(!host.state().join("nodes/node-1.sock").exists());
     assert!(!host.state().join("nodes/node-1.pid").exists());
+}
+
+#[test]
+fn a_host_that_dies_while_it_is_asked_is_started_anew() {
+    let host = Host::new();
+    kill(host.start());
+    let socket = host.state().join("skeind.sock");
+    fs::remove_file(&socket).unwrap();
+    // As one that is about to end: it takes the connection, and closes it without a word.
+    let dying = UnixListener::bind(&socket).unwrap();
+    let dies = std::thread::spawn(move || drop(dying.accept().unwrap()));
+    let started = host.skein(&["host", "start"]);
+    dies.join().unwrap();
+    assert!(started.status.success() && text(&started.stdout).contains("the host started"), "{started:?}");
+    assert!(host.is_alive());
 }
 
 #[test]
