@@ -380,6 +380,8 @@ impl GuestThread {
         // Whoever learns of its end may start another.
         self.permit = None;
         self.leave_slot(cpu);
+        // Who joins it may give its stack to another thread at once, and with it its base.
+        self.space.set_base(&self.thread.gate, 0);
         self.say_goodbye(cpu);
         self.thread.end_call();
         self.space.part(&self.thread.gate);

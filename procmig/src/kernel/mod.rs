@@ -160,7 +160,8 @@ impl Kernel {
     pub fn new(name: String, machine: Arc<Machine>) -> Result<Arc<Self>, KernelError> {
         let time = Time::new(&machine, None)?;
         let (features, size) = xsave_layout();
-        let has_fsgsbase = std::arch::x86_64::__cpuid_count(7, 0).ebx & 1 != 0;
+        // SAFETY: it reads what the kernel has told this process.
+        let own_hwcap2 = unsafe { libc::getauxval(libc::AT_HWCAP2) };
         let fpu = FpuLayout::new(features, size).ok_or(KernelError::Fpu)?;
         Ok(Arc::new_cyclic(|kernel: &Weak<Self>| Self {
             name,
@@ -175,7 +176,7 @@ impl Kernel {
             relay: relay::Relay::new(kernel.clone()),
             fpu,
             hwcap: u64::from(std::arch::x86_64::__cpuid(1).edx),
-            hwcap2: if has_fsgsbase { HWCAP2_FSGSBASE } else { 0 },
+            hwcap2: own_hwcap2 & HWCAP2_FSGSBASE,
             links: links::Links::default(),
             doors: doors::Doors::default(),
             neighbours: neighbours::Neighbours::default(),

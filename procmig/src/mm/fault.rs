@@ -271,7 +271,7 @@ impl AddressSpace {
     }
 
     /// Whether frames may be taken for what is only likely to be touched.
-    fn has_plenty(&self) -> bool {
+    pub(super) fn has_plenty(&self) -> bool {
         let frames = self.machine.frames();
         frames.free() > frames.total() / 16 && frames.has_plenty(self.account, 0)
     }

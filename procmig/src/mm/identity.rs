@@ -41,6 +41,7 @@ impl AddressSpace {
         if let Some(at) = inner.members.iter().position(|member| member.gate.is(gate)) {
             inner.leave_place(&self.machine, at);
             inner.members.remove(at);
+            inner.return_to_places(&self.machine);
         }
         inner.tell_identity(&self.machine);
     }

@@ -171,23 +171,29 @@ impl AddressSpace {
         };
         let there: Vec<Site> = rewrites.sites.iter().filter(|site| is_there(site)).copied().collect();
         rewrites.sites = there;
-        self.try_rewrite(inner, which, at, cpu).is_some()
+        self.is_rewritten(inner, at) || self.try_rewrite(inner, which, at, cpu).is_some()
+    }
+
+    /// Whether the site at `at` leads to its stub, which is there.
+    fn is_rewritten(&self, inner: &Inner, at: u64) -> bool {
+        let page = at & !(PAGE_SIZE - 1);
+        let leaf = inner.tables.lookup(page).filter(|leaf| !leaf.large);
+        let frame = leaf.map(|leaf| leaf.frame(page));
+        let Some(frame) = frame.filter(|frame| inner.rewrites.pages.get(&page) == Some(frame)) else { return false };
+        let bytes = self.bytes_of(frame);
+        inner.rewrites.sites.iter().filter(|site| site.at == at).any(|site| {
+            site_code::jump(at, site.stub).is_some_and(|jump| bytes[(at - page) as usize..].starts_with(&jump))
+        })
     }
 
     fn try_rewrite(&self, inner: &mut Inner, which: Identity, at: u64, cpu: &mut UserCpu) -> Option<()> {
         let page = at & !(PAGE_SIZE - 1);
         let offset = (at - page) as usize;
-        let region = inner.regions.at(at).filter(|region| is_code(region))?.clone();
+        let region = inner.regions.at(at).filter(|region| is_code_of_this_host(region))?.clone();
         let Backing::Object { object, .. } = &region.backing else { return None };
         let old = self.pristine(inner, &region, page, cpu)?;
         let mut code = self.bytes_of(old);
         let site_bytes = code.get(offset..offset + SITE_SIZE as usize)?;
-        let leads_to_stub = |site: &Site| {
-            site.at == at && site_code::jump(at, site.stub).is_some_and(|jump| site_bytes.starts_with(&jump))
-        };
-        if inner.rewrites.sites.iter().any(leads_to_stub) {
-            return Some(());
-        }
         let caller = Caller::of(site_bytes.try_into().ok()?, which)?;
         if let Some(&site) = inner.rewrites.sites.iter().find(|site| (site.caller, site.at) == (caller, at)) {
             let jump = site_code::jump(at, site.stub)?;
@@ -381,9 +387,12 @@ impl AddressSpace {
 
 /// Whether an area is code from a file that nobody writes.
 pub(super) fn is_code(region: &Region) -> bool {
-    is_of_file(region)
-        && matches!(&region.backing, Backing::Object { object, .. } if object.read_file().is_some())
-        && region.protection.contains(Protection::READ | Protection::EXECUTE)
+    is_of_file(region) && region.protection.contains(Protection::READ | Protection::EXECUTE)
+}
+
+/// The same of a file of this host.
+fn is_code_of_this_host(region: &Region) -> bool {
+    is_code(region) && matches!(&region.backing, Backing::Object { object, .. } if object.read_file().is_some())
 }
 
 /// Whether an area has private pages of a file, also of one that is lent by another host, which nobody writes.

@@ -311,7 +311,7 @@ impl AddressSpace {
     pub(super) fn unmap_locked(&self, inner: &mut Inner, start: u64, end: u64, cpu: &mut UserCpu) -> Result<(), Errno> {
         inner.check_cuts(start, end)?;
         self.restore_sites(inner, start, end, cpu)?;
-        inner.code_goes(start, end);
+        self.code_goes(inner, start, end);
         let removed = inner.regions.remove(start, end);
         if removed.is_empty() {
             return Ok(());
@@ -405,7 +405,7 @@ impl AddressSpace {
         if protection.contains(Protection::EXECUTE) {
             inner.any_code_comes(&self.machine);
         } else {
-            inner.code_goes(address, end);
+            self.code_goes(&mut inner, address, end);
         }
         // A page that may be shared becomes writable only when a write is seen.
         let machine = self.machine.clone();
@@ -471,6 +471,7 @@ impl AddressSpace {
             inner.regions.overlapping(address, end).map(|r| (r.start.max(address), r.end.min(end))).collect();
         for (start, end) in parts {
             self.restore_sites(&mut inner, start, end, cpu)?;
+            self.code_goes(&mut inner, start, end);
             // A thread may be in a stub.
             let mut start = start;
             for stubs in inner.rewrites.stub_pages(start, end) {

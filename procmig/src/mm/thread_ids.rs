@@ -1,10 +1,11 @@
 //! The IDs of the threads of an address space, told to them without a call: for the stubs of [`vmm::site_code`].
 //!
-//! All that is a thread's own in ring 3 is the base of FS, so the identity page says whose ID belongs to which.
+//! What each thread has of its own in ring 3 is the base of FS, so the identity page says whose ID belongs to which.
 //! That is right as long as each base is changed by calls alone. `wrfsbase` would do it without one, so all code is
 //! looked through for it first; where it is found, or code may be made as the program runs, threads ask.
 
 use super::gate::Gate;
+use super::identity::Member;
 use super::object::ObjectError;
 use super::regions::{Backing, Protection, Region, RegionFlags};
 use super::rewrite::is_code;
@@ -14,13 +15,16 @@ use std::ops::Range;
 use vmm::addr::{Frame, PAGE_SIZE};
 use vmm::frames::AtLimit;
 use vmm::machine::Machine;
+use vmm::paging;
 use vmm::site_code::{self, base_entry, base_offset, tid_offset};
 
-/// Most bytes of code that are looked through: a millisecond for each of them in MiB, in which no other thread can
-/// map anything.
+/// Most bytes of code that are looked through, a millisecond for each MiB that is in memory. The address space is
+/// locked meanwhile: a thread that has a fault waits.
 const MAX_CODE: u64 = 16 << 20;
 /// How often that is done at most for one address space, for each library that comes may change what is true.
 const MAX_LOOKS: u32 = 8;
+/// How often threads ask in vain before it is done: a look costs as much as some hundred calls.
+const ASKED: u32 = 16;
 /// Pages of code that are read at once.
 const AT_ONCE: u64 = 32;
 /// Most bytes before an instruction's opcode.
@@ -44,12 +48,14 @@ pub(super) struct Bases {
     pub(super) code: Code,
     /// How often it was looked through.
     looks: u32,
+    /// How often threads have asked since there was something to look at.
+    asked: u32,
 }
 
 impl Bases {
     /// What is known of code that has come from another node.
     pub(super) fn of(code: Code) -> Self {
-        Self { code, looks: 0 }
+        Self { code, ..Self::default() }
     }
 }
 
@@ -58,7 +64,7 @@ impl Bases {
 pub enum Told {
     /// It is.
     Yes,
-    /// Another has its base or its place, as one that is about to end may have for a moment.
+    /// Another has its base or its place, memory is short, or it is too early to look at the code.
     NotNow,
     /// It cannot be.
     Never,
@@ -82,9 +88,10 @@ impl AddressSpace {
         inner.leave_place(&self.machine, at);
         inner.members[at].base.value = Some(base);
         // A `vfork` child has its parent's: nobody can be told by it who they are.
-        let same = |member: &&super::identity::Member| member.base.value == Some(base);
+        let same = |member: &&Member| member.base.value == Some(base);
         let places: Vec<u64> = inner.members.iter().filter(same).filter_map(|member| member.base.place).collect();
         places.into_iter().for_each(|place| inner.write_base(&self.machine, place, None));
+        inner.return_to_places(&self.machine);
     }
 
     /// Has a thread's ID in the identity page, if it can be. The thread is not in the guest.
@@ -93,8 +100,10 @@ impl AddressSpace {
         if inner.members.len() == 1 {
             return Told::Yes;
         }
-        if !self.keeps_bases(inner) || self.show_identity(inner).is_err() {
-            return Told::Never;
+        match self.see_code(inner) {
+            Ok(()) if self.show_identity(inner).is_ok() => {}
+            Ok(()) => return Told::NotNow,
+            Err(told) => return told,
         }
         let Some(at) = inner.members.iter().position(|member| member.gate.is(gate)) else { return Told::Never };
         let Some(base) = inner.members[at].base.value.filter(|&base| base != 0) else { return Told::NotNow };
@@ -112,23 +121,33 @@ impl AddressSpace {
         Told::Yes
     }
 
-    /// Whether no thread changes its base but by a call.
-    fn keeps_bases(&self, inner: &mut Inner) -> bool {
-        if inner.bases.code == Code::Unseen && inner.bases.looks < MAX_LOOKS {
-            inner.bases.looks += 1;
-            match self.some_code_writes_base(inner) {
-                Ok(true) => inner.bases.code = Code::Any,
-                Ok(false) => inner.bases.code = Code::KeepsBases,
-                Err(NotSeen) => {}
-            }
+    /// Sees to it that no code here changes a base but by a call; otherwise what a thread is to be told.
+    fn see_code(&self, inner: &mut Inner) -> Result<(), Told> {
+        match inner.bases.code {
+            Code::KeepsBases => return Ok(()),
+            Code::Any => return Err(Told::Never),
+            Code::Unseen if inner.bases.looks >= MAX_LOOKS => return Err(Told::Never),
+            Code::Unseen => {}
         }
-        inner.bases.code == Code::KeepsBases
+        inner.bases.asked += 1;
+        if inner.bases.asked < ASKED {
+            return Err(Told::NotNow);
+        }
+        let writes = self.some_code_writes_base(inner)?;
+        inner.bases.looks += 1;
+        if writes {
+            inner.bases.code = Code::Any;
+            return Err(Told::Never);
+        }
+        inner.bases.code = Code::KeepsBases;
+        inner.return_to_places(&self.machine);
+        Ok(())
     }
 
-    fn some_code_writes_base(&self, inner: &Inner) -> Result<bool, NotSeen> {
+    fn some_code_writes_base(&self, inner: &Inner) -> Result<bool, Told> {
         let areas = || inner.regions.iter().filter(|region| is_program_code(region));
         if areas().map(Region::length).sum::<u64>() > MAX_CODE {
-            return Err(NotSeen);
+            return Err(Told::Never);
         }
         let mut search = Search::default();
         let mut end = 0;
@@ -145,18 +164,24 @@ impl AddressSpace {
     }
 
     /// Looks at the pages that the file has. What was rewritten in memory changes nothing of this.
-    fn area_writes_base(&self, region: &Region, search: &mut Search) -> Result<bool, NotSeen> {
-        let Backing::Object { object, .. } = &region.backing else { return Err(NotSeen) };
-        if !is_code(region) {
-            return Err(NotSeen);
+    fn area_writes_base(&self, region: &Region, search: &mut Search) -> Result<bool, Told> {
+        let Backing::Object { object, .. } = &region.backing else { return Err(Told::Never) };
+        // One of another host's would have to come from there.
+        if !is_code(region) || object.read_file().is_none() {
+            return Err(Told::Never);
         }
         let first = region.object_page(region.start);
         let Range { mut start, end } = first..first + region.length() / PAGE_SIZE;
         while start < end {
+            // What is read here stays as long as the file is mapped.
+            if !self.has_plenty() {
+                return Err(Told::NotNow);
+            }
             let found = match object.get(start..end.min(start + AT_ONCE), start, false, AtLimit::Refuse) {
                 Ok(found) => found,
                 Err(ObjectError::BeyondEnd) => break,
-                Err(_) => return Err(NotSeen),
+                Err(ObjectError::Shortage(_)) => return Err(Told::NotNow),
+                Err(ObjectError::Io(_)) => return Err(Told::Never),
             };
             let frames: Vec<Frame> = found.iter().map(|&(_, frame)| frame).collect();
             // Those in a row from the first on, which is always among them.
@@ -170,6 +195,27 @@ impl AddressSpace {
         }
         Ok(false)
     }
+
+    /// Before what is in `start..end` goes, or cannot be run any more.
+    pub(super) fn code_goes(&self, inner: &mut Inner, start: u64, end: u64) {
+        if inner.bases.code != Code::Unseen {
+            return;
+        }
+        // It may have changed bases if it was run, and it was not where nothing was mapped yet.
+        let mut search = Search::default();
+        let areas = inner.regions.overlapping(start, end).filter(|region| is_program_code(region));
+        let writes = areas.into_iter().any(|region| {
+            let (start, end) = (start.max(region.start), end.min(region.end));
+            let mut writes = end - start > MAX_CODE;
+            inner.tables.for_each_in(start, end, &mut |_, entry, large| {
+                writes = writes || large || search.finds(&self.bytes_of(paging::frame(entry)));
+            });
+            writes
+        });
+        if writes {
+            inner.bases.code = Code::Any;
+        }
+    }
 }
 
 impl Inner {
@@ -179,7 +225,7 @@ impl Inner {
             return;
         }
         if is_code(region) && self.bases.code != Code::Any {
-            self.bases.code = Code::Unseen;
+            (self.bases.code, self.bases.asked) = (Code::Unseen, 0);
             self.leave_all_places(machine);
         } else {
             self.any_code_comes(machine);
@@ -190,14 +236,6 @@ impl Inner {
     pub(super) fn any_code_comes(&mut self, machine: &Machine) {
         self.bases.code = Code::Any;
         self.leave_all_places(machine);
-    }
-
-    /// Before what is in `start..end` goes, or cannot be run any more.
-    pub(super) fn code_goes(&mut self, start: u64, end: u64) {
-        if self.bases.code == Code::Unseen && self.regions.overlapping(start, end).any(is_program_code) {
-            // It may have changed bases.
-            self.bases.code = Code::Any;
-        }
     }
 
     /// A thread is out of the guest, and its base is not what it was, or nobody's.
@@ -213,15 +251,27 @@ impl Inner {
         places.for_each(|place| self.write_base(machine, place, None));
     }
 
+    /// Those whose places were left are told again if they can be. A thread that reads what is there finds its own ID.
+    pub(super) fn return_to_places(&self, machine: &Machine) {
+        if self.bases.code != Code::KeepsBases {
+            return;
+        }
+        for (at, member) in self.members.iter().enumerate() {
+            let is_same = |(i, other): (usize, &Member)| i != at && other.base.value == member.base.value;
+            if let Base { value: Some(base), place: Some(place) } = member.base
+                && !self.members.iter().enumerate().any(is_same)
+            {
+                self.write_base(machine, place, Some(base));
+            }
+        }
+    }
+
     fn write_base(&self, machine: &Machine, place: u64, base: Option<u64>) {
         if let Some(page) = &self.identity {
             machine.ram().store(page.frame.address() + base_offset(place), base_entry(base));
         }
     }
 }
-
-/// Not all of it can be looked at, or it is too much.
-struct NotSeen;
 
 fn is_program_code(region: &Region) -> bool {
     region.protection.contains(Protection::EXECUTE) && !region.flags.contains(RegionFlags::SPECIAL)
@@ -247,13 +297,9 @@ impl Search {
 
 /// Whether F3 is among the prefixes at the end of this: without it the opcode is another instruction's.
 fn ends_with_repeat(code: &[u8]) -> bool {
-    let code = match code {
-        [before @ .., 0x40..=0x4f] => before,
-        code => code,
-    };
     let prefixes = code.iter().rev().take(MAX_PREFIXES);
     let mut prefixes = prefixes
-        .take_while(|byte| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x66 | 0x67 | 0xf0 | 0xf2 | 0xf3));
+        .take_while(|byte| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3));
     prefixes.any(|&byte| byte == 0xf3)
 }
 
@@ -262,11 +308,12 @@ mod tests {
     use super::*;
 
     /// `wrfsbase %rax`, `%r11` and `%eax`, and with prefixes in the way.
-    const WRITES: [&[u8]; 4] = [
+    const WRITES: [&[u8]; 5] = [
         &[0xf3, 0x48, 0x0f, 0xae, 0xd0],
         &[0xf3, 0x49, 0x0f, 0xae, 0xd3],
         &[0xf3, 0x0f, 0xae, 0xd0],
         &[0xf3, 0x2e, 0x67, 0x4f, 0x0f, 0xae, 0xd7],
+        &[0xf3, 0x48, 0x2e, 0x0f, 0xae, 0xd0],
     ];
 
     #[test]

@@ -41,8 +41,9 @@ const MISSES_OF_A_WAIT: u64 = 16;
 /// Misses before it is given up.
 const MISSES: u64 = 64;
 
-/// Places of a program that are rewritten for one ID of a thread, and attempts that come to nothing, at most.
-const PLACES: u32 = 12;
+/// How often at most it is tried to have a thread answered without a call that goes on asking for one ID: at another
+/// place, or since it has come to nothing.
+const ATTEMPTS: u32 = 64;
 
 /// In whose name calls are served.
 struct Caller {
@@ -79,10 +80,10 @@ pub struct Exitless {
 /// What is known of a thread's calls for one of its IDs.
 #[derive(Debug, Default)]
 struct Asked {
-    /// How often the node has seen one, since it has last rewritten a place.
+    /// How often the node has seen one since the last attempt.
     seen: u32,
-    /// Places that were rewritten.
-    places: u32,
+    /// How often it was tried that it need not see them.
+    attempts: u32,
     /// The node is not to see any more.
     over: bool,
 }
@@ -203,7 +204,8 @@ impl GuestThread {
     }
 
     /// Notes a call for an ID that came with an exit. If there are more of them the place that they come from
-    /// is rewritten, so that it needs no call; where that is in vain they are answered by the slot's trampoline.
+    /// is rewritten, and the thread's ID is where the stub looks for it, so that it needs no call; where that is in vain
+    /// they are answered by the slot's trampoline.
     pub fn note_identity(&mut self, which: Identity, cpu: &mut UserCpu) {
         let counts = self.exitless.short_run || self.exitless.polled.is_some();
         // Stubs find threads with it.
@@ -216,11 +218,11 @@ impl GuestThread {
         if asked.seen < FEW {
             return;
         }
-        (asked.seen, asked.places) = (0, asked.places + 1);
-        asked.over = asked.places == PLACES
+        (asked.seen, asked.attempts) = (0, asked.attempts + 1);
+        asked.over = asked.attempts == ATTEMPTS
             || !has_fsgsbase
-            || which == Identity::Thread && self.space.tell_thread(&self.thread.gate) == Told::Never
-            || !self.space.rewrite_site(which, cpu.regs().rip, cpu);
+            || !self.space.rewrite_site(which, cpu.regs().rip, cpu)
+            || which == Identity::Thread && self.space.tell_thread(&self.thread.gate) == Told::Never;
         if asked.over {
             self.tell_identity(which);
         }
