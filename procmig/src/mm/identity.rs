@@ -40,8 +40,8 @@ impl AddressSpace {
         let mut inner = self.lock();
         if let Some(at) = inner.members.iter().position(|member| member.gate.is(gate)) {
             inner.leave_place(&self.machine, at);
-            inner.members.remove(at);
-            inner.return_to_places(&self.machine);
+            let base = inner.members.remove(at).base.value;
+            inner.return_to_place(&self.machine, base);
         }
         inner.tell_identity(&self.machine);
     }

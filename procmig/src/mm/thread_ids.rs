@@ -74,7 +74,7 @@ pub enum Told {
 #[derive(Debug, Default)]
 pub(super) struct Base {
     /// What it was set to, before which the thread was not in the guest.
-    value: Option<u64>,
+    pub(super) value: Option<u64>,
     /// Its place in the identity page: nobody else's as long as the thread may be reading what is there.
     place: Option<u64>,
 }
@@ -86,12 +86,12 @@ impl AddressSpace {
         let at = inner.members.iter().position(|member| member.gate.is(gate));
         let Some(at) = at.filter(|&at| inner.members[at].base.value != Some(base)) else { return };
         inner.leave_place(&self.machine, at);
-        inner.members[at].base.value = Some(base);
+        let before = inner.members[at].base.value.replace(base);
         // A `vfork` child has its parent's: nobody can be told by it who they are.
         let same = |member: &&Member| member.base.value == Some(base);
         let places: Vec<u64> = inner.members.iter().filter(same).filter_map(|member| member.base.place).collect();
         places.into_iter().for_each(|place| inner.write_base(&self.machine, place, None));
-        inner.return_to_places(&self.machine);
+        inner.return_to_place(&self.machine, before);
     }
 
     /// Has a thread's ID in the identity page, if it can be. The thread is not in the guest.
@@ -140,7 +140,8 @@ impl AddressSpace {
             return Err(Told::Never);
         }
         inner.bases.code = Code::KeepsBases;
-        inner.return_to_places(&self.machine);
+        let placed = inner.members.iter().filter(|member| member.base.place.is_some());
+        placed.for_each(|member| inner.return_to_place(&self.machine, member.base.value));
         Ok(())
     }
 
@@ -251,18 +252,16 @@ impl Inner {
         places.for_each(|place| self.write_base(machine, place, None));
     }
 
-    /// Those whose places were left are told again if they can be. A thread that reads what is there finds its own ID.
-    pub(super) fn return_to_places(&self, machine: &Machine) {
-        if self.bases.code != Code::KeepsBases {
-            return;
-        }
-        for (at, member) in self.members.iter().enumerate() {
-            let is_same = |(i, other): (usize, &Member)| i != at && other.base.value == member.base.value;
-            if let Base { value: Some(base), place: Some(place) } = member.base
-                && !self.members.iter().enumerate().any(is_same)
-            {
-                self.write_base(machine, place, Some(base));
-            }
+    /// A thread whose place was left is told again if no other has its base now. If it is reading what is there it finds
+    /// its own ID.
+    pub(super) fn return_to_place(&self, machine: &Machine, base: Option<u64>) {
+        let mut same = self.members.iter().filter(|member| member.base.value == base);
+        if self.bases.code == Code::KeepsBases
+            && base.is_some()
+            && let (Some(member), None) = (same.next(), same.next())
+            && let Some(place) = member.base.place
+        {
+            self.write_base(machine, place, base);
         }
     }
 
